@@ -1,0 +1,84 @@
+"""A batch: the examples of one source that one optimizer step looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+"""What a model is fed: a tensor, a tuple or a dictionary of tensors, examples along the first dimension."""
+
+
+def map_inputs(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
+    """Applies `function` to every tensor of nested tuples, lists and dictionaries, keeping the structure."""
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    if isinstance(inputs, Mapping):
+        return {key: map_inputs(function, value) for key, value in inputs.items()}
+    return tuple(map_inputs(function, value) for value in inputs)
+
+
+def tensors_of(inputs: Any) -> list[Tensor]:
+    """Every tensor of nested tuples, lists and dictionaries, in order."""
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    parts = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+class Batch:
+    """Examples with their targets; the tasks it lacks are simply not among its `targets`.
+
+    Attributes:
+        targets: {task: tensor}, first dimension `size`.
+        counts: {task: how many of the examples carry a target}, known on the host so that no step
+            waits for a device. A task with count 0 is absent.
+        size: number of examples.
+        source: name of the source, "" if there is one only.
+        rows: indices of the examples within their source (N,), or None where the inputs differ from visit
+            to visit (augmented or streaming), which rules out caching.
+        weights: {task: one factor per example} for the tasks that have sample weights.
+    """
+
+    __slots__ = ("_inputs", "_load", "counts", "rows", "size", "source", "targets", "weights")
+
+    def __init__(
+        self,
+        inputs: Any,
+        targets: dict[str, Tensor],
+        counts: dict[str, int],
+        size: int,
+        source: str = "",
+        rows: Tensor | None = None,
+        weights: dict[str, Tensor] | None = None,
+        load: Callable[[], Any] | None = None,
+    ) -> None:
+        self._inputs = inputs
+        self._load = load
+        self.targets = targets
+        self.counts = counts
+        self.size = size
+        self.source = source
+        self.rows = rows
+        self.weights = weights or {}
+
+    @property
+    def inputs(self) -> Any:
+        """The inputs, gathered on first use: a step that works on cached features never pays for them."""
+        if self._load is not None:
+            self._inputs, self._load = self._load(), None
+        return self._inputs
+
+    def to(self, device: torch.device) -> Batch:
+        """This batch with every tensor on `device`."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Batch(
+            map_inputs(move, self.inputs), {k: move(v) for k, v in self.targets.items()}, self.counts,
+            self.size, self.source, self.rows, {k: move(v) for k, v in self.weights.items()},
+        )  # fmt: skip

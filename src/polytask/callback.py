@@ -1,0 +1,61 @@
+"""The Callback contract: what happens between updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from polytask.schedules.base import Update
+    from polytask.training.run import Run
+
+
+@dataclass
+class UpdateInfo:
+    """What one update did.
+
+    Attributes:
+        update: which blocks and objectives it touched.
+        losses: {objective present: its loss before the update, a detached scalar}.
+        weights: {objective present: the balancer's weight}.
+    """
+
+    update: Update
+    losses: dict[str, Tensor]
+    weights: dict[str, Tensor | float]
+
+
+class Callback:
+    """Acts between updates. Every hook does nothing unless overridden.
+
+    `run` gives the model, the history, the optimizers, `run.epoch`, `run.step`, `run.stop(reason)` and
+    `run.save(path)`. A callback may be reused in another fit: `on_fit_start` must reset it.
+    """
+
+    def on_fit_start(self, run: Run) -> None:
+        """Before the first update. Raise here what can be known to be wrong."""
+
+    def on_update(self, run: Run, info: UpdateInfo) -> None:
+        """After every update."""
+
+    def on_epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
+        """After an epoch and its validation; `row` is its row of the history."""
+
+    def on_boundary(self, run: Run) -> None:
+        """After every callback has seen the end of an epoch: a checkpoint written now resumes exactly."""
+
+    def on_fit_end(self, run: Run) -> None:
+        """After the last epoch, however it came to be the last, except after an error or interruption."""
+
+    def on_close(self, run: Run) -> None:
+        """Last of all, errors and interruptions included: close files and displays here."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, strings, lists and dictionaries that must be kept to go on exactly."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores `state_dict`."""

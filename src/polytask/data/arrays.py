@@ -1,0 +1,193 @@
+"""Examples held in memory, served by indexing tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polytask.batch import Batch, map_inputs, tensors_of
+from polytask.data.source import Source, check_inputs, derived_seed, permutation
+from polytask.errors import at_least, nearest
+from polytask.task import Task
+
+Augmentation = Callable[[Any, torch.Generator], Any]
+
+
+class Arrays(Source):
+    """An in-memory source: one index per tensor and batch, no worker processes, no collating.
+
+    Args:
+        inputs: tensor, array, or a tuple or dictionary of them; N examples along the first dimension.
+        targets: {task name: N targets}. Missing ones are NaN (float) or -100 (integer). A task whose name
+            is left out has no target here.
+        batch_size: examples per step, at least 1.
+        shuffle: draw a new permutation each epoch, from (seed, epoch).
+        seed: any whole number; None takes the trainer's.
+        drop_last: leave out a last batch smaller than `batch_size` (a network with BatchNorm cannot train
+            on a batch of one example).
+        weights: {task name: N sample weights, at least 0}; they multiply the examples' losses.
+        augment: (inputs of a batch, generator) -> inputs, random draws from that generator only. Makes the
+            source uncacheable; never applied in evaluation.
+        name: label of the source.
+
+    Raises:
+        ValueError: lengths differ, there is no example, inputs hold NaN, a target is out of range, or a
+            task is unknown (the last three when the trainer binds the source to its tasks).
+
+    >>> import torch
+    >>> source = Arrays(torch.zeros(10, 2), {"circle": torch.zeros(10)}, batch_size=4)
+    >>> source.steps_per_epoch
+    3
+    """
+
+    def __init__(
+        self,
+        inputs: Any,
+        targets: Mapping[str, Any],
+        *,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int | None = None,
+        drop_last: bool = False,
+        weights: Mapping[str, Any] | None = None,
+        augment: Augmentation | None = None,
+        name: str = "",
+    ) -> None:
+        at_least("batch_size", batch_size, 1)
+        self.inputs = as_tensors(inputs)
+        self.targets = {task: torch.as_tensor(values) for task, values in targets.items()}
+        self.weights = {task: torch.as_tensor(w) for task, w in (weights or {}).items()}
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.drop_last = drop_last
+        self.augment = augment
+        self.name = name
+        self.cacheable = augment is None
+        self._present: dict[str, Tensor | None] = {}
+        self._device = torch.device("cpu")
+
+    def bind(self, tasks: Mapping[str, Task], device: torch.device, where: str, seed: int = 0) -> None:
+        self._seed = seed if self.seed is None else self.seed
+        self._length = check_inputs(self.inputs, where)
+        if self._length == 0:
+            raise ValueError(f"{where}: a split must hold at least one example, found none")
+        if self.drop_last and self._length < self.batch_size:
+            raise ValueError(
+                f"{where}: with `drop_last` there must be at least `batch_size` = {self.batch_size} examples, "
+                f"found {self._length}"
+            )
+        for task in (*self.targets, *self.weights):
+            if task not in tasks:
+                raise ValueError(f"{where}: targets for an unknown task `{task}`: {nearest(task, tasks)}")
+        checked = {name: self._check(tasks[name], values, where) for name, values in self.targets.items()}
+        for name, weights in self.weights.items():
+            _check_weights(name, weights, self._length, where)
+        self._present = {name: _mask_if_needed(tasks[name], values) for name, values in checked.items()}
+        self._device = device
+        self._inputs = map_inputs(lambda t: t.to(device), self.inputs)
+        self._targets = {name: values.to(device) for name, values in checked.items()}
+        self._weights = {name: weights.float().to(device) for name, weights in self.weights.items()}
+
+    def _check(self, task: Task, values: Tensor, where: str) -> Tensor:
+        if len(values) != self._length:
+            raise ValueError(
+                f"{where}: inputs and targets must have the same length, found {self._length} inputs and "
+                f"{len(values)} targets of task `{task.name}`"
+            )
+        values = task.check(values, where)
+        if not task.present(values).any():
+            raise ValueError(
+                f"{where}: a task must have at least one target, found none for task `{task.name}` in "
+                f"{self._length} examples"
+            )
+        return values
+
+    @property
+    def examples(self) -> int:
+        return len(tensors_of(self.inputs)[0])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        full, rest = divmod(self.examples, self.batch_size)
+        return full if self.drop_last or not rest else full + 1
+
+    def label_counts(self) -> dict[str, int]:
+        return {
+            name: self.examples if mask is None else int(mask.sum()) for name, mask in self._present.items()
+        }
+
+    def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, ...]]:
+        order = permutation(self._length, self._seed, epoch) if self.shuffle else torch.arange(self._length)
+        chunks = order.split(self.batch_size)[start : self.steps_per_epoch]
+        for step, rows in enumerate(chunks, start):
+            yield (self._batch(rows, (self._seed, epoch, step)),)
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        for begin in range(0, self._length, size):
+            part = slice(begin, min(begin + size, self._length))
+            counts = {
+                name: part.stop - part.start if mask is None else int(mask[part].sum())
+                for name, mask in self._present.items()
+            }
+            yield Batch(
+                map_inputs(lambda t, part=part: t[part], self._inputs),
+                {name: values[part] for name, values in self._targets.items()},
+                counts, part.stop - part.start, self.name, torch.arange(part.start, part.stop),
+                {name: weights[part] for name, weights in self._weights.items()},
+            )  # fmt: skip
+
+    def _batch(self, rows: Tensor, draw: tuple[int, int, int]) -> Batch:
+        size = len(rows)
+        counts = {
+            name: size if mask is None else int(mask[rows].sum()) for name, mask in self._present.items()
+        }
+        rows = rows.to(self._device)
+        return Batch(
+            None,
+            {name: values.index_select(0, rows) for name, values in self._targets.items()},
+            counts, size, self.name, rows if self.cacheable else None,
+            {name: weights.index_select(0, rows) for name, weights in self._weights.items()},
+            partial(self._gather, rows, draw),
+        )  # fmt: skip
+
+    def _gather(self, rows: Tensor, draw: tuple[int, int, int]) -> Any:
+        inputs = map_inputs(lambda t: t.index_select(0, rows), self._inputs)
+        if self.augment is None:
+            return inputs
+        generator = torch.Generator(self._device).manual_seed(derived_seed(*draw, 1))
+        return self.augment(inputs, generator)
+
+    def describe(self) -> dict[str, Any]:
+        described = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
+        return super().describe() | described | {"drop_last": self.drop_last}
+
+
+def as_tensors(inputs: Any) -> Any:
+    """Arrays to tensors within tuples and dictionaries; NumPy's float64 becomes float32."""
+    if isinstance(inputs, Mapping):
+        return {name: as_tensors(value) for name, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(as_tensors(value) for value in inputs)
+    tensor = torch.as_tensor(inputs)
+    return tensor.float() if tensor.dtype == torch.float64 and not isinstance(inputs, Tensor) else tensor
+
+
+def _check_weights(task: str, weights: Tensor, length: int, where: str) -> None:
+    if weights.shape != (length,):
+        raise ValueError(
+            f"{where}: sample weights must have shape ({length},), found {tuple(weights.shape)} for task `{task}`"
+        )
+    if not (weights >= 0).all():
+        raise ValueError(
+            f"{where}: sample weights must be at least 0, found {weights.min().item()} for task `{task}`"
+        )
+
+
+def _mask_if_needed(task: Task, values: Tensor) -> Tensor | None:
+    present = task.present(values)
+    return None if present.all() else present

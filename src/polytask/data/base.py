@@ -1,0 +1,96 @@
+"""Data sets: tasks, splits, and where their files are."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from polytask.task import Task
+
+
+class Split(NamedTuple):
+    """One part of a data set.
+
+    Attributes:
+        inputs: a tensor, tuple or dictionary of tensors, N examples along the first dimension.
+        targets: {task: tensor of N targets}.
+    """
+
+    inputs: Any
+    targets: dict[str, Tensor]
+
+
+class Splits(NamedTuple):
+    """The three parts; validation selects, test only reports."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+
+class DataSet(ABC):
+    """A named problem: tasks and three splits. Nothing is read before `load`.
+
+    Attributes:
+        tasks: what its targets are.
+        files: the files it needs below its folder, empty when it needs none.
+    """
+
+    tasks: tuple[Task, ...]
+    files: tuple[str, ...] = ()
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """Reads or makes the splits; the same bits every time.
+
+        Raises:
+            FileNotFoundError: files are missing; the message says which go where.
+            ValueError: a file is damaged.
+        """
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first line of the class's docstring, for listings."""
+        return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def data_folder(folder: str | Path | None, subfolder: str, files: tuple[str, ...]) -> Path:
+    """The folder that holds a data set's files.
+
+    Looks in `folder` if given, else in ``$POLYTASK_DATA/<subfolder>``, ``$POLYTASK_DATA``,
+    ``./data/<subfolder>`` and ``../shared/data/<subfolder>``; each file may also be there with ``.gz``
+    appended or removed.
+
+    Raises:
+        FileNotFoundError: no place has them all; the message lists the files and where to put them.
+    """
+    root = os.environ.get("POLYTASK_DATA")
+    if folder is not None:
+        places = [Path(folder)]
+    elif root:
+        places = [Path(root) / subfolder, Path(root)]
+    else:
+        places = [Path("data") / subfolder, Path("..") / "shared" / "data" / subfolder]
+    for place in places:
+        if all(_found(place, name) for name in files):
+            return place
+    looked = ", ".join(str(place) for place in places)
+    raise FileNotFoundError(
+        f"{subfolder} needs the files {', '.join(files)} (gzipped or not), found no folder with all of them "
+        f"among {looked}: put them into one folder named {subfolder} and set POLYTASK_DATA to its parent"
+    )
+
+
+def _found(place: Path, name: str) -> bool:
+    other = name.removesuffix(".gz") if name.endswith(".gz") else name + ".gz"
+    return (place / name).is_file() or (place / other).is_file()
+
+
+def locate(place: Path, name: str) -> Path:
+    """The file `name` in `place`, gzipped or not."""
+    other = name.removesuffix(".gz") if name.endswith(".gz") else name + ".gz"
+    return place / name if (place / name).is_file() else place / other

@@ -1,0 +1,104 @@
+"""The Source contract: which examples of which tasks make one optimizer step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from polytask.batch import Batch, tensors_of
+from polytask.task import Task
+
+
+class Source(ABC):
+    """Serves the batches of an epoch, epoch after epoch.
+
+    Everything random depends on the seed and the epoch's number alone, or is in `state_dict`: a run that
+    resumes at (epoch, step) sees the batches that the uninterrupted run would have seen.
+
+    Attributes:
+        cacheable: True if an example's inputs are the same at every visit and batches carry row ids.
+        name: what batches are labelled with when there are several sources.
+    """
+
+    cacheable: bool = False
+    name: str = ""
+
+    @abstractmethod
+    def bind(self, tasks: Mapping[str, Task], device: torch.device, where: str, seed: int = 0) -> None:
+        """Validates the data against the tasks once, at the door, and places it on the device.
+
+        Args:
+            tasks: the model's tasks by name.
+            device: where batches must live.
+            where: "train", "validation", ... for messages.
+            seed: the trainer's, for a source that was given none of its own.
+        """
+
+    @property
+    @abstractmethod
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps in an epoch; None if only the end of the data tells."""
+
+    @property
+    @abstractmethod
+    def examples(self) -> int | None:
+        """Examples in an epoch; None if only the end of the data tells."""
+
+    @abstractmethod
+    def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, ...]]:
+        """The batches of each optimizer step of epoch `epoch`, from step `start` on."""
+
+    @abstractmethod
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """Every example once, in storage order, in batches of at most `size`, nothing augmented."""
+
+    def label_counts(self) -> dict[str, int] | None:
+        """How many examples carry a target of each task; None if unknown beforehand."""
+        return None
+
+    def observe(self, row: Mapping[str, Any]) -> None:
+        """Sees each epoch's row of the history; for sources that adapt."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be kept to go on exactly; taken at the start of an epoch or inside one."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores `state_dict`."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint's fingerprint records of the source."""
+        return {"source": type(self).__name__, "examples": self.examples}
+
+
+def derived_seed(*numbers: int) -> int:
+    """One well-mixed 63-bit seed from several numbers, such as (seed, epoch)."""
+    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def permutation(length: int, *numbers: int) -> torch.Tensor:
+    """The permutation of `range(length)` that belongs to these numbers; no global state is touched."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(derived_seed(*numbers)))
+
+
+def check_inputs(inputs: Any, where: str) -> int:
+    """The number of examples in `inputs`.
+
+    Raises:
+        ValueError: there is no tensor, lengths differ, or a float holds NaN.
+    """
+    tensors = tensors_of(inputs)
+    if not tensors:
+        raise ValueError(f"{where}: inputs must hold at least one tensor, found none")
+    lengths = [len(t) if t.dim() else 0 for t in tensors]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"{where}: all inputs must have the same number of examples, found {lengths}")
+    for tensor in tensors:
+        if tensor.is_floating_point() and torch.isnan(tensor.sum()) and (bad := torch.isnan(tensor)).any():
+            row = int(bad.reshape(len(tensor), -1).any(1).nonzero()[0])
+            raise ValueError(f"{where}: inputs must not hold NaN, found one in example {row}")
+    return lengths[0]

@@ -1,0 +1,39 @@
+"""How polytask words a refusal: the rule first, then the value that broke it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Names the closest known word, or lists the known ones: the tail of an "unknown name" message.
+
+    >>> nearest("epoch", ["epochs", "batch_size"])
+    'did you mean `epochs`?'
+    >>> nearest("zzz", ["epochs", "batch_size"])
+    'known: `batch_size`, `epochs`'
+    """
+    words = sorted(known)
+    close = difflib.get_close_matches(word, words, n=1)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    return "known: " + (", ".join(f"`{w}`" for w in words) or "none")
+
+
+def at_least(name: str, value: float, minimum: float) -> None:
+    """Raises `ValueError` unless `value >= minimum`.
+
+    >>> at_least("epochs", 0, 1)
+    Traceback (most recent call last):
+    ValueError: `epochs` must be at least 1, found 0
+    """
+    if not value >= minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}, found {value}")
+
+
+def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raises `ValueError` unless `value` is one of `allowed`."""
+    options = list(allowed)
+    if value not in options:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, options))}, found {value!r}")

@@ -1,0 +1,72 @@
+"""The Schedule contract: which blocks and objectives each update touches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer update.
+
+    Attributes:
+        shared: whether the shared block moves.
+        specific: the tasks whose blocks move; None for all of them.
+        objectives: the objectives whose losses are summed; None for all that are present.
+    """
+
+    shared: bool
+    specific: frozenset[str] | None = None
+    objectives: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.shared and self.specific is not None and not self.specific:
+            raise ValueError("an update must touch at least one block, found neither shared nor specific ones")
+
+
+NONE: frozenset[str] = frozenset()
+JOINT = Update(shared=True)
+SHARED = Update(shared=True, specific=NONE)
+SPECIFIC = Update(shared=False)
+
+
+class Schedule(ABC):
+    """Says, for every step of every epoch, which updates are made.
+
+    The built-in schedules are functions of the epoch and the step alone, so they resume by themselves; an
+    adaptive one keeps what it needs in `state_dict`.
+    """
+
+    @property
+    def cycle(self) -> int:
+        """Epochs after which the pattern repeats: figures are comparable between ends of cycles."""
+        return 1
+
+    @abstractmethod
+    def phase(self, epoch: int) -> str:
+        """The name of epoch `epoch` (from 0) in the history, such as ``shared``."""
+
+    @abstractmethod
+    def updates(self, epoch: int, step: int) -> tuple[Update, ...]:
+        """The updates of one step; `step` counts optimizer steps over the whole run, from 0."""
+
+    def moves_shared(self, epoch: int) -> bool:
+        """Whether any update of this epoch moves the shared block; if none does, its features may be cached."""
+        return True
+
+    def phase_starts(self, epoch: int) -> bool:
+        """Whether a new phase begins with this epoch."""
+        return epoch == 0 or self.phase(epoch) != self.phase(epoch - 1)
+
+    def observe(self, row: Mapping[str, Any]) -> None:
+        """Sees each epoch's row of the history; for schedules that adapt."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an adaptive schedule must keep to go on exactly."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores `state_dict`."""

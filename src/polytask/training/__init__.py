@@ -1,0 +1,7 @@
+"""Training: the trainer, its loop, history, checkpoints and callbacks."""
+
+from polytask.training.history import History
+from polytask.training.run import Interrupted, Run
+from polytask.training.trainer import Trainer
+
+__all__ = ["History", "Interrupted", "Run", "Trainer"]

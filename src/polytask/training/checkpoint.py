@@ -1,0 +1,80 @@
+"""Checkpoints: one file with all state and a fingerprint; reading one runs no code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = "polytask checkpoint"
+VERSION = 1
+
+
+def write(path: str | Path, state: Mapping[str, Any]) -> Path:
+    """Writes a checkpoint under a temporary name, then renames it: the name never holds half a file.
+
+    Args:
+        path: the file; its folder is made if need be.
+        state: tensors, numbers, strings, None, lists and dictionaries.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        torch.save({"format": FORMAT, "version": VERSION, "state": dict(state)}, temporary)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The state in a checkpoint.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, not a polytask checkpoint, or of a newer format.
+    """
+    target = Path(path)
+    if not target.is_file():
+        raise FileNotFoundError(f"a checkpoint to resume from must exist, found no file {target}")
+    try:
+        content = torch.load(target, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{target} must be a polytask checkpoint, found a damaged or foreign file ({_first_line(error)})"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{target} must be a polytask checkpoint, found another kind of file")
+    if content["version"] > VERSION:
+        raise ValueError(
+            f"{target} must have format version {VERSION} or lower, found {content['version']}: it was written "
+            "by a newer polytask"
+        )
+    return content["state"]
+
+
+def check_fingerprint(path: str | Path, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Raises `ValueError`, naming every difference, unless two fingerprints are equal."""
+    differing = [
+        f"{key}: saved {saved.get(key)!r}, found {present.get(key)!r}"
+        for key in dict.fromkeys([*saved, *present])
+        if saved.get(key) != present.get(key)
+    ]
+    if differing:
+        raise ValueError(
+            f"{path} must come from the same model, data, settings, versions and threads; different: "
+            + "; ".join(differing)
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

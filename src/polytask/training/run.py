@@ -1,0 +1,373 @@
+"""One call of `Trainer.fit`: the loop over epochs and steps, and all of its state."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from polytask.callback import Callback
+from polytask.data.source import Source, derived_seed
+from polytask.errors import nearest
+from polytask.training import checkpoint
+from polytask.training.evaluation import evaluate
+from polytask.training.features import FeatureCache, FeatureCaches
+from polytask.training.freezing import Freezer, reset_gradients
+from polytask.training.history import History
+from polytask.training.meter import Meter
+from polytask.training.optimizers import Optimizers
+from polytask.training.step import Step
+
+if TYPE_CHECKING:
+    from polytask.training.trainer import Trainer
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by Ctrl-C or SIGTERM after a checkpoint was written to `path`."""
+
+    def __init__(self, path: Path, signal_number: int, epoch: int, epochs: int) -> None:
+        self.path = path
+        self.signal_number = signal_number
+        name = signal.Signals(signal_number).name
+        super().__init__(
+            f"{name} after {epoch} of {epochs} epochs; go on with resume={str(path)!r} and the same arguments"
+        )
+
+
+class Run:
+    """The state of one fit, and what callbacks act on.
+
+    Attributes:
+        trainer: who runs it.
+        model: the network.
+        epoch: epochs finished.
+        step: optimizer steps finished, over the whole run.
+        epochs: epochs asked for.
+        history: rows so far.
+        optimizers: to look at or change learning rates.
+        stopped: why training ends early, "" if it does not.
+    """
+
+    def __init__(self, trainer: Trainer, train: Source, validation: Source | None, epochs: int) -> None:
+        self.trainer = trainer
+        self.model = trainer.model
+        self.train = train
+        self.validation = validation
+        self.epochs = epochs
+        self.epoch = 0
+        self.step = 0
+        self.step_in_epoch = 0
+        self.stopped = ""
+        self.history = History()
+        self.callbacks: Sequence[Callback] = ()
+        self.signal_number = 0
+        self._seconds = 0.0
+        extra = [p for objective in trainer.objectives.values() for p in objective.parameters()]
+        self.optimizers = Optimizers(self.model, extra, trainer.optimization)
+        self.freezer = Freezer(self.model, extra, trainer.frozen_dropout)
+        self._step = Step(
+            self.model, trainer.tasks, trainer.objectives, trainer.balancer, self.freezer,
+            self.optimizers, trainer.autocast,
+        )  # fmt: skip
+        self._meter = Meter(trainer.tasks, trainer.train_metrics)
+        self._validation_meter = Meter(trainer.tasks)
+        self._caches = FeatureCaches(
+            trainer.cache_features, trainer.cache_limit, self._frozen_features, self.model.boundary,
+            trainer.evaluation_batch_size,
+        )  # fmt: skip
+        trainer.balancer.setup([*trainer.tasks, *trainer.objectives], train.label_counts())
+        self._check_updates()
+
+    # What callbacks use
+
+    @property
+    def cycle(self) -> int:
+        """Epochs in a whole cycle of the schedule."""
+        return self.trainer.schedule.cycle
+
+    @property
+    def phase(self) -> str:
+        """The phase of the current epoch."""
+        return self.trainer.schedule.phase(self.epoch)
+
+    def stop(self, reason: str) -> None:
+        """Ends training after this epoch."""
+        self.stopped = self.stopped or reason
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a checkpoint from which `fit(resume=path)` goes on exactly."""
+        return checkpoint.write(path, self.state_dict())
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of all weights and buffers of the model and the objectives."""
+        parts = {"model": self.model, **{f"objective.{k}": v for k, v in self.trainer.objectives.items()}}
+        return {
+            f"{part}/{name}": value.detach().clone()
+            for part, module in parts.items()
+            for name, value in module.state_dict().items()
+        }
+
+    def restore(self, snapshot: Mapping[str, Tensor]) -> None:
+        """Puts a snapshot back."""
+        parts = {"model": self.model, **{f"objective.{k}": v for k, v in self.trainer.objectives.items()}}
+        for part, module in parts.items():
+            prefix = f"{part}/"
+            module.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in snapshot.items() if k.startswith(prefix)}
+            )
+
+    def direction(self, monitor: str) -> str:
+        """``min`` or ``max``: which way the history column `monitor` is better.
+
+        Raises:
+            ValueError: no such column can exist in this run.
+        """
+        known = self._columns()
+        if monitor.startswith("validation/") and self.validation is None:
+            raise ValueError(f"monitoring `{monitor}` needs validation data, found none: pass them to `fit`")
+        if monitor not in known:
+            raise ValueError(f"unknown column `{monitor}` to monitor: {nearest(monitor, known)}")
+        return known[monitor]
+
+    def _columns(self) -> dict[str, str]:
+        parts = ["train"] + ["validation"] * (self.validation is not None)
+        columns = {f"{part}/loss": "min" for part in parts}
+        for part in parts:
+            for name, task in self.trainer.tasks.items():
+                columns[f"{part}/{name}/loss"] = "min"
+                columns[f"{part}/{name}/{task.metric.name}"] = task.metric.direction
+        for name in self.trainer.objectives:
+            columns[f"train/{name}/loss"] = "min"
+        return columns
+
+    # The loop
+
+    def go(self, callbacks: Sequence[Callback], resume: Path | None) -> None:
+        """Trains until `epochs`, a callback's stop, an error or a signal."""
+        self.callbacks = callbacks
+        watchers = [c for c in callbacks if type(c).on_update is not Callback.on_update]
+        devices = [self.trainer.device] if self.trainer.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), _signals(self), self._tidy():
+            torch.manual_seed(derived_seed(self.trainer.seed, 1))
+            for callback in callbacks:
+                callback.on_fit_start(self)
+            if resume is not None:
+                self.load_state_dict(checkpoint.read(resume), resume)
+            while self.epoch < self.epochs and not self.stopped:
+                self._train_epoch(watchers)
+                self._end_epoch()
+            for callback in callbacks:
+                callback.on_fit_end(self)
+
+    def _train_epoch(self, watchers: Sequence[Callback]) -> None:
+        schedule = self.trainer.schedule
+        caches = self._phase_caches()
+        begin, before = time.perf_counter(), self._seconds
+        for batches in self.train.steps(self.epoch, self.step_in_epoch):
+            meter: Meter | None = self._meter
+            for update in schedule.updates(self.epoch, self.step):
+                info = self._step(batches, update, caches, meter)
+                meter = None  # a second update on the same batches would count them twice
+                if info is not None:
+                    for callback in watchers:
+                        callback.on_update(self, info)
+            self.step += 1
+            self.step_in_epoch += 1
+            if self.signal_number:
+                self._seconds = before + time.perf_counter() - begin
+                self._interrupt()
+        if not self.step_in_epoch:
+            raise ValueError("train: an epoch must hold at least one batch, found none")
+        self._seconds = before + time.perf_counter() - begin
+
+    def _phase_caches(self) -> dict[str, FeatureCache] | None:
+        if self.trainer.schedule.moves_shared(self.epoch):
+            self._caches.clear()
+            return None
+        begin = time.perf_counter()
+        cache = self._caches.get(self.train, "train")
+        self._seconds += time.perf_counter() - begin
+        return None if cache is None else {self.train.name: cache}
+
+    def _end_epoch(self) -> None:
+        phase, rates = self.phase, self.optimizers.rates()
+        figures = {f"train/{key}": value for key, value in self._meter.figures().items()}
+        begin = time.perf_counter()
+        if self.validation is not None:
+            figures |= {f"validation/{key}": value for key, value in self._validate().items()}
+        row = {"epoch": self.epoch + 1, "phase": phase, **figures, **rates, "seconds": self._seconds}
+        if self.validation is not None:
+            row["validation_seconds"] = time.perf_counter() - begin
+        self.optimizers.end_epoch()
+        self.history.append(row)
+        self.train.observe(row)
+        self.trainer.schedule.observe(row)
+        for callback in self.callbacks:
+            callback.on_epoch_end(self, row)
+        self.epoch += 1
+        self.step_in_epoch = 0
+        self._seconds = 0.0
+        self._meter.reset()
+        for callback in self.callbacks:
+            callback.on_boundary(self)
+
+    def _validate(self) -> dict[str, float]:
+        assert self.validation is not None
+        self.freezer.evaluate()
+        cache = None
+        if not self.trainer.schedule.moves_shared(self.epoch):
+            cache = self._caches.get(self.validation, "validation")
+        trainer = self.trainer
+        return evaluate(
+            self.model, trainer.tasks, self.validation, trainer.evaluation_batch_size, trainer.autocast,
+            self._validation_meter, cache,
+        )  # fmt: skip
+
+    def _frozen_features(self, inputs: Any, source: str) -> Any:
+        self.freezer.switch(False, frozenset(self.trainer.tasks))
+        with self.trainer.autocast():
+            return self.model.features(inputs, source)
+
+    def _check_updates(self) -> None:
+        schedule = self.trainer.schedule
+        known = set(self.trainer.tasks)
+        for epoch in range(min(schedule.cycle, self.epochs)):
+            for step in (0, 1):
+                for update in schedule.updates(epoch, step):
+                    for name in (update.specific or frozenset()) - known:
+                        raise ValueError(
+                            f"the schedule updates an unknown task `{name}`: {nearest(name, known)}"
+                        )
+                    tasks = known if update.specific is None else update.specific
+                    self.freezer.switch(update.shared, frozenset(tasks))
+        self.freezer.restore()
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs to end with the same bits."""
+        trainer = self.trainer
+        return {
+            "fingerprint": self.fingerprint(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "step_in_epoch": self.step_in_epoch,
+            "stopped": self.stopped,
+            "seconds": self._seconds,
+            "history": [dict(row) for row in self.history],
+            "weights": self.snapshot(),
+            "balancer": _plain(trainer.balancer.state_dict()),
+            "optimizers": self.optimizers.state_dict(),
+            "schedule": trainer.schedule.state_dict(),
+            "train": self.train.state_dict(),
+            "meter": self._meter.state_dict(),
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "random": _random_state(trainer.device),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], path: str | Path) -> None:
+        """Takes up the run saved in a checkpoint.
+
+        Raises:
+            ValueError: the checkpoint's fingerprint differs, or it has more epochs than are asked for.
+        """
+        checkpoint.check_fingerprint(path, state["fingerprint"], self.fingerprint())
+        if state["epoch"] > self.epochs:
+            raise ValueError(f"`epochs` must be at least the checkpoint's {state['epoch']}, found {self.epochs}")
+        self.restore(state["weights"])
+        self.trainer.balancer.load_state_dict(state["balancer"])
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.trainer.schedule.load_state_dict(state["schedule"])
+        self.train.load_state_dict(state["train"])
+        self._meter.load_state_dict(state["meter"])
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(saved)
+        for row in state["history"]:
+            self.history.append(row)
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.step_in_epoch, self.stopped = state["step_in_epoch"], state["stopped"]
+        self._seconds = state["seconds"]
+        _set_random_state(state["random"], self.trainer.device)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be equal for a resumed run to be exact."""
+        trainer = self.trainer
+        return {
+            "tasks": [task.describe() for task in trainer.tasks.values()],
+            "weights": {name: [list(t.shape), str(t.dtype)] for name, t in self.model.state_dict().items()},
+            "objectives": list(trainer.objectives),
+            "schedule": repr(trainer.schedule),
+            "train": self.train.describe(),
+            "validation": None if self.validation is None else self.validation.describe(),
+            "callbacks": [type(callback).__name__ for callback in self.callbacks],
+            **trainer.balancer.describe(),
+            **self.optimizers.describe(),
+            "seed": trainer.seed,
+            "precision": trainer.precision,
+            "device": trainer.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    # Leaving
+
+    def _interrupt(self) -> None:
+        folder = self.trainer.folder or Path.cwd()
+        path = self.save(folder / "interrupted.ckpt")
+        raise Interrupted(path, self.signal_number, self.epoch, self.epochs)
+
+    @contextmanager
+    def _tidy(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.freezer.restore()
+            reset_gradients(self.model.parameters())
+            self._caches.clear()
+            for callback in self.callbacks:
+                callback.on_close(self)
+
+
+@contextmanager
+def _signals(run: Run) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM is noted and obeyed after the step; the second acts at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: Any) -> None:
+        run.signal_number = number
+        signal.signal(number, previous[signal.Signals(number)])
+
+    try:
+        for number in previous:
+            signal.signal(number, note)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.random.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.random.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in state.items()}

@@ -1,0 +1,213 @@
+"""One update: forward, backward through the balancer, clip, step. It names no method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polytask.balancing.base import Balancer, Needs
+from polytask.balancing.gradients import backward
+from polytask.batch import Batch
+from polytask.callback import UpdateInfo
+from polytask.models.base import Model
+from polytask.objective import Context, Objective
+from polytask.schedules.base import Update
+from polytask.task import Task
+from polytask.training.features import FeatureCache
+from polytask.training.freezing import Freezer
+from polytask.training.meter import Meter
+from polytask.training.optimizers import Optimizers
+
+
+class Step:
+    """Makes updates.
+
+    Args:
+        model: the network.
+        tasks: tasks by name.
+        objectives: terms beside the tasks' losses, by name.
+        balancer: how objectives share the shared block.
+        freezer: switches blocks.
+        optimizers: step the blocks.
+        autocast: makes the context of the forward pass.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tasks: Mapping[str, Task],
+        objectives: Mapping[str, Objective],
+        balancer: Balancer,
+        freezer: Freezer,
+        optimizers: Optimizers,
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        self._model = model
+        self._tasks = tasks
+        self._objectives = objectives
+        self._balancer = balancer
+        self._freezer = freezer
+        self._optimizers = optimizers
+        self._autocast = autocast
+        self._checked: set[str] = set()
+
+    def __call__(
+        self,
+        batches: Sequence[Batch],
+        update: Update,
+        caches: Mapping[str, FeatureCache] | None = None,
+        meter: Meter | None = None,
+    ) -> UpdateInfo | None:
+        """Makes one update from the batches of a step.
+
+        Args:
+            batches: the step's batches; their losses are pooled, L_k = sum / count over all of them.
+            update: which blocks and objectives it touches.
+            caches: {source: cached features} while the shared block is frozen.
+            meter: gathers the training figures; None for a batch whose figures were gathered already.
+
+        Returns:
+            What happened; None if no task of the update is present in the batches.
+
+        Raises:
+            ValueError: outputs that do not fit a task, or a task's first loss is not finite; parameters
+                are untouched then.
+        """
+        names = self._present(batches, update)
+        if not names:
+            return None
+        specific = update.specific
+        live = self._freezer.switch(
+            update.shared, frozenset(names if specific is None else specific.intersection(names))
+        )
+        totals, counts = self._losses(batches, names, update, caches, meter)
+        if len(self._checked) < len(self._tasks):
+            self._check_first(totals, counts)
+        names = list(totals)
+        scales = [self._weight(name) / counts[name] for name in names]
+        self._optimizers.zero_grad()
+        weights = backward(
+            self._balancer, names, list(totals.values()), scales, live.shared, live.specific
+        )
+        self._optimizers.step(bool(live.shared), bool(live.specific))
+        if Needs.LOSSES_AFTER in self._balancer.needs:
+            self._look_again(batches, names, update, caches)
+        losses = {name: totals[name].detach() / counts[name] for name in names}
+        return UpdateInfo(update, losses, dict(zip(names, weights, strict=True)))
+
+    def _present(self, batches: Sequence[Batch], update: Update) -> list[str]:
+        wanted = update.objectives
+        return [
+            name
+            for name in self._tasks
+            if (wanted is None or name in wanted)
+            and (update.shared or update.specific is None or name in update.specific)
+            and any(batch.counts.get(name) for batch in batches)
+        ]
+
+    def _weight(self, name: str) -> float:
+        return self._tasks[name].weight if name in self._tasks else self._objectives[name].weight
+
+    def _losses(
+        self,
+        batches: Sequence[Batch],
+        names: Sequence[str],
+        update: Update,
+        caches: Mapping[str, FeatureCache] | None,
+        meter: Meter | None,
+    ) -> tuple[dict[str, Tensor], dict[str, int]]:
+        totals: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        for batch in batches:
+            here = [name for name in names if batch.counts.get(name)]
+            with self._autocast():
+                features, outputs = self._forward(batch, here, update, caches)
+                for name in here:
+                    count, target = batch.counts[name], batch.targets[name]
+                    if name not in self._checked:
+                        _check_width(self._tasks[name], outputs[name], batch.size)
+                    total = self._tasks[name].total(outputs[name], target, count, batch.weights.get(name))
+                    totals[name] = totals[name] + total if name in totals else total
+                    counts[name] = counts.get(name, 0) + count
+                    if meter is not None:
+                        meter.add(name, total, count)
+                        meter.keep(name, outputs[name], target)
+                if self._objectives:
+                    self._extra(batch, features, outputs, update, totals, counts, meter)
+        return totals, counts
+
+    def _forward(
+        self,
+        batch: Batch,
+        names: Sequence[str],
+        update: Update,
+        caches: Mapping[str, FeatureCache] | None,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        model = self._model
+        if not model.boundary:
+            return None, model(batch.inputs, names, batch.source)
+        if update.shared:
+            features = model.features(batch.inputs, batch.source)
+        elif caches is not None and batch.source in caches and batch.rows is not None:
+            features = caches[batch.source].rows(batch.rows)
+        else:
+            with torch.no_grad():
+                features = model.features(batch.inputs, batch.source)
+        read = batch.inputs if model.heads_read_inputs else None
+        return features, {name: model.head(name, features, read) for name in names}
+
+    def _extra(
+        self,
+        batch: Batch,
+        features: Any,
+        outputs: Mapping[str, Tensor],
+        update: Update,
+        totals: dict[str, Tensor],
+        counts: dict[str, int],
+        meter: Meter | None,
+    ) -> None:
+        context = Context(self._model, batch, features, outputs)
+        for name, objective in self._objectives.items():
+            if update.objectives is not None and name not in update.objectives:
+                continue
+            value = objective(context)
+            if value.requires_grad:  # else it depends on nothing that this update moves
+                totals[name] = totals[name] + value if name in totals else value
+                counts[name] = counts.get(name, 0) + 1
+                if meter is not None:
+                    meter.add(name, value, 1)
+
+    @torch.no_grad()
+    def _look_again(
+        self,
+        batches: Sequence[Batch],
+        names: Sequence[str],
+        update: Update,
+        caches: Mapping[str, FeatureCache] | None,
+    ) -> None:
+        totals, counts = self._losses(batches, names, update, caches, None)
+        self._balancer.after({name: total / counts[name] for name, total in totals.items()})
+
+    def _check_first(self, totals: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
+        for name, total in totals.items():
+            if name in self._checked:
+                continue
+            self._checked.add(name)
+            if not torch.isfinite(total):
+                value = total.item() / counts[name]
+                raise ValueError(f"the first loss of every task must be finite, found {value} for `{name}`")
+
+
+def _check_width(task: Task, outputs: Tensor, size: int) -> None:
+    if task.loss is not None:  # an own loss may take outputs of any shape
+        return
+    fits = {(size, task.outputs)} | ({(size,)} if task.outputs == 1 else set())
+    if tuple(outputs.shape) not in fits:
+        raise ValueError(
+            f"a head must give {task.outputs} outputs per example for task `{task.name}`, found shape "
+            f"{tuple(outputs.shape)} for {size} examples"
+        )
