@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,20 @@ class UpdateInfo:
 
     Attributes:
         update: which blocks and objectives it touched.
-        losses: {objective present: its loss before the update, a detached scalar}.
-        weights: {objective present: the balancer's weight}.
+        totals: {objective present: its summed loss before the update, a scalar}.
+        counts: {objective present: over how many examples}.
+        weights: the balancer's weights, in the same order.
     """
 
     update: Update
-    losses: dict[str, Tensor]
-    weights: dict[str, Tensor | float]
+    totals: Mapping[str, Tensor]
+    counts: Mapping[str, int]
+    weights: Sequence[float] | Tensor
+
+    @property
+    def losses(self) -> dict[str, Tensor]:
+        """{objective present: its loss before the update, a detached scalar}."""
+        return {name: total.detach() / self.counts[name] for name, total in self.totals.items()}
 
 
 class Callback:

@@ -88,11 +88,6 @@ class Optimizers:
             )
         return scheduler
 
-    def zero_grad(self) -> None:
-        """All gradients to None."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
-
     def step(self, shared: bool, specific: bool) -> None:
         """Clips and steps what is live; blocks without gradients, and their state, are left alone."""
         options = self._options

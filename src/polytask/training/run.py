@@ -156,6 +156,7 @@ class Run:
         devices = [self.trainer.device] if self.trainer.device.type == "cuda" else []
         with torch.random.fork_rng(devices), _signals(self), self._tidy():
             torch.manual_seed(derived_seed(self.trainer.seed, 1))
+            reset_gradients(self.model.parameters())
             for callback in callbacks:
                 callback.on_fit_start(self)
             if resume is not None:

@@ -18,7 +18,7 @@ from polytask.objective import Context, Objective
 from polytask.schedules.base import Update
 from polytask.task import Task
 from polytask.training.features import FeatureCache
-from polytask.training.freezing import Freezer
+from polytask.training.freezing import Freezer, reset_gradients
 from polytask.training.meter import Meter
 from polytask.training.optimizers import Optimizers
 
@@ -89,15 +89,15 @@ class Step:
             self._check_first(totals, counts)
         names = list(totals)
         scales = [self._weight(name) / counts[name] for name in names]
-        self._optimizers.zero_grad()
         weights = backward(
             self._balancer, names, list(totals.values()), scales, live.shared, live.specific
         )
         self._optimizers.step(bool(live.shared), bool(live.specific))
+        reset_gradients(live.shared)  # ten times cheaper than Optimizer.zero_grad, which profiles itself
+        reset_gradients(live.specific)
         if Needs.LOSSES_AFTER in self._balancer.needs:
             self._look_again(batches, names, update, caches)
-        losses = {name: totals[name].detach() / counts[name] for name in names}
-        return UpdateInfo(update, losses, dict(zip(names, weights, strict=True)))
+        return UpdateInfo(update, totals, counts, weights)
 
     def _present(self, batches: Sequence[Batch], update: Update) -> list[str]:
         wanted = update.objectives

@@ -104,7 +104,7 @@ class Trainer:
         cache_limit: int = 2**30,
         frozen_dropout: bool = False,
         train_metrics: bool = True,
-        evaluation_batch_size: int = 1024,
+        evaluation_batch_size: int = 256,
         precision: str = "32-true",
         accelerator: str = "cpu",
         folder: str | os.PathLike[str] | None = None,

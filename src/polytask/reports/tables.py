@@ -1,0 +1,361 @@
+"""The comparison as a table: in the terminal, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from polytask.reports.summary import SEEDS_FOR_A_VERDICT, Estimate, Figure, Method, Summary, summarize
+from polytask.studies.store import RunRecord
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+
+MARKS = {"better": "▲", "worse": "▼", "": ""}
+NOTHING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what is shown, its verdict, and the reason for what is not shown."""
+
+    text: str
+    verdict: str = ""
+    reason: str = ""
+
+    @property
+    def marked(self) -> str:
+        """The text with its verdict's mark."""
+        return f"{self.text} {MARKS[self.verdict]}".strip()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its heading, a second line such as its direction, and one cell per row."""
+
+    heading: str
+    note: str
+    cells: list[Cell]
+
+
+def terminal_table(
+    records: Sequence[RunRecord], baseline: str | None = None, reference: str | None = None
+) -> RenderableType:
+    """The comparison for a terminal, cut into blocks of columns that fit its width.
+
+    Args:
+        records: the runs; see `polytask.reports.summary.summarize`.
+        baseline: the single-task method of Δm.
+        reference: the method that verdicts compare with.
+
+    Raises:
+        ValueError: the records cannot be compared.
+    """
+    return _Terminal(summarize(records, baseline, reference))
+
+
+def markdown(records: Sequence[RunRecord], baseline: str | None = None, reference: str | None = None) -> str:
+    """The comparison as Markdown: a table of figures, a table of costs, and notes.
+
+    Args:
+        records: the runs; see `polytask.reports.summary.summarize`.
+        baseline: the single-task method of Δm.
+        reference: the method that verdicts compare with.
+
+    Raises:
+        ValueError: the records cannot be compared.
+    """
+    summary = summarize(records, baseline, reference)
+    parts = [
+        _markdown_table("method", names(summary), figure_columns(summary)),
+        _markdown_table("method", *cost_table(summary)),
+        "\n".join(f"- {_markdown_text(note)}" for note in notes(summary)),
+    ]
+    if summary.unfinished:
+        parts.append("\n".join(f"- {_markdown_text(unfinished(run))}" for run in summary.unfinished))
+    return "\n\n".join(parts) + "\n"
+
+
+def csv_text(summary: Summary) -> str:
+    """The comparison as CSV: one row a method, full precision, empty where there is nothing."""
+    import pandas as pd
+
+    return pd.DataFrame([_csv_row(summary, method) for method in summary.methods]).to_csv(index=False)
+
+
+def names(summary: Summary) -> list[str]:
+    """The methods' names, in the table's order."""
+    return [method.name for method in summary.methods]
+
+
+def figure_columns(summary: Summary) -> list[Column]:
+    """The main table: every task's metric, Δm, mean rank and the headline costs."""
+    columns = [_metric_column(summary, figure) for figure in summary.metrics]
+    for delta in summary.deltas if len(summary.methods) > 1 else ():
+        estimates = [method.deltas[delta.key] for method in summary.methods]
+        columns.append(Column(delta.label, "%, lower is better", _cells(estimates)))
+    if len(summary.methods) > 1:
+        cells = [Cell(NOTHING if m.rank is None else f"{m.rank:.2f}") for m in summary.methods]
+        columns.append(Column("mean rank", "lower is better", cells))
+    columns.append(Column("runs", "finished", [_runs(method) for method in summary.methods]))
+    return columns
+
+
+def cost_table(summary: Summary) -> tuple[list[str], list[Column]]:
+    """The rows' names and columns of the second table: what a method costs, overall and by phase."""
+    rows: list[tuple[Method, str]] = []
+    for method in summary.methods:
+        rows += [(method, phase) for phase in (method.phases or {"": None})]
+    first = [i == 0 or rows[i - 1][0] is not method for i, (method, _) in enumerate(rows)]
+
+    def per_method(what: Callable[[Method], Estimate], show: Callable[[Estimate], Cell]) -> list[Cell]:
+        return [show(what(m)) if lead else Cell("") for (m, _), lead in zip(rows, first, strict=True)]
+
+    def per_phase(what: str, show: Callable[[Estimate], Cell]) -> list[Cell]:
+        return [show(getattr(m.phases[p], what)) if p else Cell(NOTHING) for m, p in rows]
+
+    columns = [
+        Column("seconds per epoch", "over all epochs", per_method(lambda m: m.seconds_per_epoch, _seconds)),
+        Column("seconds", "training, in all", per_method(lambda m: m.seconds, _seconds)),
+        Column("epochs", "trained", per_method(lambda m: m.epochs, _count)),
+        Column("epoch kept", "by validation", per_method(lambda m: m.selected_epoch, _count)),
+        Column("parameters", "in all", per_method(lambda m: m.parameters, _count)),
+        Column("shared", "parameters", per_method(lambda m: m.shared_parameters, _count)),
+        Column("forward", "MACs per example", per_method(lambda m: m.forward_macs, _count)),
+        Column("phase", "", [Cell(phase or NOTHING) for _, phase in rows]),
+        Column("epoch of the phase", "median seconds", per_phase("seconds", _seconds)),
+        Column("training", "MACs per example", per_phase("macs", _count)),
+        Column("step memory", "peak", per_phase("memory", _bytes)),
+    ]
+    labels = [method.name if lead else "" for (method, _), lead in zip(rows, first, strict=True)]
+    return labels, columns
+
+
+def notes(summary: Summary) -> list[str]:
+    """How the figures were made, one sentence or two each."""
+    seeds = f"{len(summary.seeds)} seed" + ("s" if len(summary.seeds) > 1 else "")
+    lines = [
+        f"Figures are of the {summary.split} data: mean ± sample standard deviation over a method's finished "
+        f"seeds (at most {seeds} here); a single seed has no spread.",
+    ]
+    if summary.split == "test":
+        lines.append("Validation data selected the epochs; test data only reports.")
+    else:
+        lines.append("There are no test figures: these are of the data that selected the epochs, so they flatter.")
+    if len(summary.methods) > 1:
+        lines += [*_verdict_notes(summary), *_delta_notes(summary), _RANK_NOTE]
+    return [*lines, _MEMORY_NOTE, _MACS_NOTE]
+
+
+_RANK_NOTE = (
+    "Mean rank: methods are ranked on each task by the mean of its metric (1 is best, equal means share the mean "
+    "of their ranks, a mean that is not finite is last), then averaged over tasks. Ranks ignore the spread."
+)
+_MEMORY_NOTE = (
+    "Step memory is the peak of what one training step allocates beyond what was held before it; seconds are of "
+    "training alone, without validation."
+)
+_MACS_NOTE = (
+    "MACs are multiply-accumulates counted by PyTorch's flop counter (2 operations each): one prediction of all "
+    "tasks, or forward and backward of a training step, for one example."
+)
+
+
+def unfinished(run: RunRecord) -> str:
+    """One line on a run without figures."""
+    what = f"{run.method}, seed {run.seed}: {run.state}"
+    return f"{what}: {run.error}" if run.error else what
+
+
+def _verdict_notes(summary: Summary) -> list[str]:
+    if summary.reference is None:
+        return ["No method is called better or worse on a task: there is no method named joint to compare with."]
+    return [
+        f"▲ (better) and ▼ (worse) compare a task's metric with {summary.reference}, and Δm with 0. They appear only "
+        f"with at least {SEEDS_FOR_A_VERDICT} seeds, and where the difference of the means exceeds √(s² + s′²), s and "
+        "s′ being the two standard deviations (for Δm: where |Δm| exceeds its own). No mark means no difference "
+        "beyond the seeds' spread. This describes these runs; it is not a test of significance.",
+    ]
+
+
+def _delta_notes(summary: Summary) -> list[str]:
+    if summary.baseline is None:
+        return ["Δm is not given: it needs a single-task baseline among the methods."]
+    lines = [
+        "Δm = (100/n) Σ ± (M − S)/|S|, with − where higher is better: the mean relative change against "
+        f"{summary.baseline}, in percent; lower is better. It is taken seed by seed where method and baseline share "
+        "at least two seeds, so its spread holds the baseline's; otherwise between means, with both spreads carried "
+        "through. It is refused where a baseline's |S| is near 0 or not above its own spread.",
+    ]
+    lines += [f"{delta.label}: {delta.meaning}." for delta in summary.deltas]
+    for delta in summary.deltas:
+        for method in summary.methods:
+            estimate = method.deltas[delta.key]
+            if estimate.reason and method.name != summary.baseline:
+                lines.append(f"{delta.label} of {method.name}: {estimate.reason}.")
+    return lines
+
+
+def _metric_column(summary: Summary, figure: Figure) -> Column:
+    cells = _cells([method.figures[figure.key] for method in summary.methods])
+    return Column(f"{figure.task} {figure.name}", figure.direction, cells)
+
+
+def _runs(method: Method) -> Cell:
+    failed = sum(run.state == "failed" for run in method.runs)
+    running = len(method.unfinished) - failed
+    counts = [f"{len(method.done)} of {len(method.runs)}"]
+    counts += [f"{failed} failed"] * bool(failed) + [f"{running} running"] * bool(running)
+    return Cell(", ".join(counts))
+
+
+def _cells(estimates: Sequence[Estimate]) -> list[Cell]:
+    digits = decimals(estimates)
+    return [_cell(estimate, digits) for estimate in estimates]
+
+
+def _cell(estimate: Estimate, digits: int) -> Cell:
+    if estimate.mean is None:
+        text = "baseline" if estimate.reason == "the baseline itself" else NOTHING
+        return Cell(text, reason=estimate.reason)
+    return Cell(_text(estimate, lambda v: f"{v:.{digits}f}"), estimate.verdict, estimate.reason)
+
+
+def _text(estimate: Estimate, show: Callable[[float], str]) -> str:
+    assert estimate.mean is not None
+    mean = show(estimate.mean).replace("-", "−")
+    return mean if estimate.spread is None else f"{mean} ± {show(estimate.spread)}"
+
+
+def decimals(estimates: Iterable[Estimate]) -> int:
+    """Decimals for a column: two figures of its smallest spread, or four of its smallest mean; 1 to 5.
+
+    >>> decimals([Estimate(0.98712, 0.0123, 3), Estimate(0.97, 0.2, 3)])
+    3
+    """
+    estimates = list(estimates)
+    spreads = [e.spread for e in estimates if e.spread]
+    means = [abs(e.mean) for e in estimates if e.mean]
+    if spreads:
+        wanted = 1 - math.floor(math.log10(min(spreads)))
+    else:
+        wanted = 3 - math.floor(math.log10(min(means))) if means else 1
+    return min(max(wanted, 1), 5 if spreads else 4)
+
+
+def _seconds(estimate: Estimate) -> Cell:
+    if estimate.mean is None:
+        return Cell(NOTHING, reason=estimate.reason)
+    return Cell(_text(estimate, lambda v: f"{v:.{0 if v >= 100 else 2 if estimate.mean and estimate.mean >= 1 else 4}f}"))
+
+
+def _count(estimate: Estimate) -> Cell:
+    if estimate.mean is None:
+        return Cell(NOTHING, reason=estimate.reason)
+    if not estimate.spread:
+        return Cell(f"{estimate.mean:,.0f}")
+    return Cell(_text(estimate, lambda v: f"{v:,.0f}" if v >= 10 else f"{v:.1f}"))
+
+
+def _bytes(estimate: Estimate) -> Cell:
+    if estimate.mean is None:
+        return Cell(NOTHING, reason=estimate.reason)
+    power = min(int(math.log(max(estimate.mean, 1), 1024)), 4)
+    unit = ("B", "KiB", "MiB", "GiB", "TiB")[power]
+    shown = Estimate(estimate.mean / 1024**power, (estimate.spread or 0.0) / 1024**power or None)
+    return Cell(f"{_text(shown, lambda v: f'{v:.1f}')} {unit}")
+
+
+def _markdown_text(text: str) -> str:
+    for character in "\\`*_{}[]<>|":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())
+
+
+def _markdown_table(corner: str, rows: Sequence[str], columns: Sequence[Column]) -> str:
+    headings = [corner, *(f"{c.heading} ({c.note})" if c.note else c.heading for c in columns)]
+    lines = [headings, ["---"] + ["---:"] * len(columns)]
+    body = [[name, *(column.cells[i].marked for column in columns)] for i, name in enumerate(rows)]
+    text = [lines[0], *body]
+    escaped = [[_markdown_text(cell) for cell in row] for row in text]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [escaped[0], lines[1], *escaped[1:]])
+
+
+def _csv_row(summary: Summary, method: Method) -> dict[str, Any]:
+    row: dict[str, Any] = {"method": method.name, "runs": len(method.runs), "finished": len(method.done)}
+
+    def add(name: str, estimate: Estimate) -> None:
+        row[f"{name}/mean"], row[f"{name}/std"] = estimate.mean, estimate.spread
+
+    for figure in (*summary.metrics, *summary.losses):
+        add(f"{summary.split}/{figure.key}", method.figures[figure.key])
+    for key, estimate in method.deltas.items():
+        add(key, estimate)
+    row["mean_rank"] = method.rank
+    for name in (
+        "seconds_per_epoch", "seconds", "memory", "parameters", "shared_parameters", "forward_macs", "epochs",
+        "selected_epoch",
+    ):  # fmt: skip
+        add(name, getattr(method, name))
+    for phase, cost in method.phases.items():
+        row[f"{phase}/seconds_per_epoch"] = cost.seconds.mean
+        row[f"{phase}/macs"], row[f"{phase}/memory"] = cost.macs.mean, cost.memory.mean
+    return row
+
+
+class _Terminal:
+    """The tables and notes, laid out for the width they are printed at."""
+
+    def __init__(self, summary: Summary) -> None:
+        self.summary = summary
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.text import Text
+
+        rows = names(self.summary)
+        yield from _blocks(rows, figure_columns(self.summary), options.max_width)
+        yield from _blocks(*cost_table(self.summary), options.max_width)
+        for note in notes(self.summary):
+            yield Text(f"• {note}", style="dim")
+        for run in self.summary.unfinished:
+            yield Text(unfinished(run), style="red" if run.state == "failed" else "yellow")
+
+
+def _blocks(rows: Sequence[str], columns: Sequence[Column], width: int) -> Iterable[RenderableType]:
+    """Tables of as many columns as fit: a squeezed table cannot be read."""
+    from rich.cells import cell_len
+
+    lead = min(max(map(cell_len, ("method", *rows))), max(width // 3, 12)) + 4
+    block: list[Column] = []
+    used = lead
+    for column in columns:
+        wanted = max(cell_len(text) for text in (*(c.marked for c in column.cells), *_heading(column))) + 3
+        if block and used + wanted > width:
+            yield _rich_table(rows, block, lead - 4)
+            block, used = [], lead
+        block.append(column)
+        used += wanted
+    if block:
+        yield _rich_table(rows, block, lead - 4)
+
+
+def _heading(column: Column) -> list[str]:
+    return [*column.heading.split(" ", 1), *column.note.split(", ")]
+
+
+def _rich_table(rows: Sequence[str], columns: Sequence[Column], lead: int) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", max_width=lead, overflow="fold")
+    for column in columns:
+        table.add_column(Text("\n".join(_heading(column))), justify="right")
+    styles = {"better": "green", "worse": "red", "": ""}
+    for i, name in enumerate(rows):
+        cells = [column.cells[i] for column in columns]
+        table.add_row(Text(name), *(Text(cell.marked, style=styles[cell.verdict]) for cell in cells))
+    return table

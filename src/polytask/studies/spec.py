@@ -1,0 +1,373 @@
+"""Configurations: what a run or a comparison is made of, as plain data, checked against the classes' signatures.
+
+A train configuration has the keys ``data``, ``model``, ``trainer``, ``epochs``, ``seed`` and ``threads``; objects
+are named by ``class_path`` (an import path, or the bare name of a polytask class) and ``init_args``. A
+configuration names classes and calls them, so it is code: run only those you trust.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import io
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from polytask.callback import Callback
+from polytask.data.base import DataSet
+from polytask.errors import at_least, nearest
+from polytask.models.base import Model
+from polytask.training.trainer import Trainer
+
+Config = dict[str, Any]
+Overrides = Mapping[str, Any] | Sequence[str]
+
+TRAIN_KEYS = ("data", "model", "trainer", "epochs", "seed", "threads")
+NOT_CONFIGURED = {"model", "tasks", "folder", "progress", "seed"}
+"""Arguments of `Trainer` that a configuration gives elsewhere or not at all."""
+OUR_CLASSES = (
+    "polytask.data",
+    "polytask.models",
+    "polytask.schedules",
+    "polytask.balancing.scalarization",
+    "polytask.balancing.aggregation",
+    "polytask.training.callbacks",
+)
+"""Packages whose classes may be named without their import path."""
+
+
+@dataclass
+class Built:
+    """The objects a configuration describes.
+
+    Attributes:
+        data: the data set, not loaded yet.
+        trainer: the trainer with its model, weights drawn under the run's seed.
+        epochs: epochs to train.
+    """
+
+    data: DataSet
+    trainer: Trainer
+    epochs: int
+
+
+def read_config(source: Mapping[str, Any] | str | Path) -> Config:
+    """A configuration as plain data, copied, from a mapping or a YAML file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not valid YAML, repeats a key, or is not a mapping of names.
+        TypeError: `source` is neither a mapping nor a path.
+    """
+    if isinstance(source, Mapping):
+        return copy.deepcopy(dict(source))
+    if not isinstance(source, str | Path):
+        raise TypeError(f"a configuration must be a mapping or a path, found {type(source).__name__}")
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"a configuration file must exist, found no file {path}")
+    try:
+        content = yaml.load(path.read_text(), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be valid YAML, found: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        found = "an empty file" if content is None else f"a {type(content).__name__}"
+        raise ValueError(f"{path} must hold a mapping of keys such as `data` and `model`, found {found}")
+    return content
+
+
+def resolve(config: Mapping[str, Any], overrides: Overrides = ()) -> Config:
+    """The complete configuration: every class path and every default written out.
+
+    Args:
+        config: a train configuration.
+        overrides: command-line words, ``["--epochs", "3", "--trainer.batch_size=64"]``, or a mapping
+            ``{"epochs": 3, "trainer.batch_size": 64}``. They win over `config`.
+
+    Raises:
+        ValueError: an unknown key or class, a missing key, or a value of the wrong type or out of range; one
+            line that names the key.
+
+    >>> resolve({"epochs": 3, "modle": {}})
+    Traceback (most recent call last):
+    ValueError: unknown key `modle`: did you mean `model`?
+    """
+    content = copy.deepcopy(dict(config))
+    _check_keys("", content, TRAIN_KEYS)
+    for key, value in content.items():
+        _check_classes(key, value)
+    trainer = content.get("trainer")
+    if isinstance(trainer, Mapping):
+        _check_keys("trainer", trainer, _trainer_keys())
+    parser = parser_for_train()
+    words = ["--config", yaml.safe_dump(content), *as_words(overrides)]
+    parsed = _parse(parser, words)
+    for key, minimum in (("epochs", 1), ("threads", 1), ("seed", 0)):
+        at_least(key, parsed[key], minimum)
+    parsed.pop("config")
+    return yaml.load(parser.dump(parsed, skip_unset=False), _Loader)
+
+
+def build(config: Mapping[str, Any], folder: Path | None = None, callbacks: Sequence[Callback] = ()) -> Built:
+    """Makes the objects of a resolved configuration.
+
+    Initial weights are drawn under the configuration's seed; the caller's random state is left as it was.
+
+    Args:
+        config: what `resolve` returned.
+        folder: where an interrupted run leaves its checkpoint.
+        callbacks: further callbacks, after the configuration's own.
+
+    Raises:
+        ValueError: an argument that its class refuses, or tasks and heads that do not match.
+    """
+    parser = parser_for_train()
+    parsed = parser.parse_object(copy.deepcopy(dict(config)))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config["seed"])
+        try:
+            made = parser.instantiate(parsed)
+        except ValueError as error:
+            raise ValueError(one_line(error)) from error
+    settings = {key: value for key, value in vars(made.trainer).items() if key != "callbacks"}
+    trainer = Trainer(
+        made.model, made.data.tasks, **settings, callbacks=[*made.trainer.callbacks, *callbacks],
+        seed=made.seed, folder=folder, progress=False,
+    )  # fmt: skip
+    return Built(made.data, trainer, made.epochs)
+
+
+def dump(config: Mapping[str, Any]) -> str:
+    """A configuration as YAML text, keys in their given order."""
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> Config:
+    """`base` with `over` laid on top: mappings key by key, all else replaced.
+
+    Where `over` names another ``class_path``, the ``init_args`` of `base` that the new class accepts are kept
+    and the others dropped: ``{"model": {"class_path": "SingleTask"}}`` keeps the trunk and the heads. Lists,
+    such as callbacks, are replaced as a whole.
+
+    >>> base = {"epochs": 3, "trainer": {"batch_size": 16, "warmup": 5}}
+    >>> merge(base, {"trainer": {"batch_size": 32}})
+    {'epochs': 3, 'trainer': {'batch_size': 32, 'warmup': 5}}
+    """
+    merged = copy.deepcopy(dict(base))
+    if _changes_class(base, over):
+        merged["init_args"] = _accepted(over["class_path"], merged.get("init_args") or {})
+    for key, value in over.items():
+        before = merged.get(key)
+        if isinstance(before, dict) and "class_path" in before and isinstance(value, str):
+            value = {"class_path": value}
+        if isinstance(before, dict) and isinstance(value, Mapping):
+            merged[key] = merge(before, value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def differences(first: Any, second: Any, where: str = "") -> list[str]:
+    """Where two configurations differ, as ``key: first -> second``.
+
+    >>> differences({"epochs": 3, "seed": 0}, {"epochs": 5, "seed": 0})
+    ['epochs: 3 -> 5']
+    """
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return [
+            line
+            for key in dict.fromkeys([*first, *second])
+            for line in differences(first.get(key), second.get(key), f"{where}.{key}".lstrip("."))
+        ]
+    return [] if first == second else [f"{where}: {first} -> {second}"]
+
+
+def as_words(overrides: Overrides) -> list[str]:
+    """Overrides as command-line words.
+
+    >>> as_words({"trainer.batch_size": 64})
+    ['--trainer.batch_size=64']
+    """
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    return [
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()
+    ]
+
+
+def parser_for_train(prog: str = "polytask") -> ArgumentParser:
+    """The parser of train configurations, made from the signatures of `Trainer` and of the classes named."""
+    for package in OUR_CLASSES:
+        importlib.import_module(package)  # a class is found by its bare name only once it is imported
+    parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="the configuration file")
+    parser.add_argument("--data", type=DataSet, required=True, help="the data set")
+    parser.add_argument("--model", type=Model, required=True, help="the network")
+    parser.add_class_arguments(Trainer, "trainer", skip=set(NOT_CONFIGURED), instantiate=False)
+    parser.add_argument("--epochs", type=int, required=True, help="passes over the training data")
+    parser.add_argument("--seed", type=int, default=0, help="of initial weights, shuffles and dropout")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads; results depend on it")
+    return parser
+
+
+def find_class(name: str) -> Any:
+    """The class (or function) with this import path or, for polytask's own, with this bare name.
+
+    Raises:
+        ValueError: there is none.
+
+    >>> find_class("HardSharing").__name__
+    'HardSharing'
+    """
+    if "." not in name:
+        ours = our_classes()
+        if name not in ours:
+            raise ValueError(f"there is no class `{name}`: {_hint(name, ours)}")
+        return ours[name]
+    module, _, attribute = name.rpartition(".")
+    try:
+        place = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"there is no class `{name}`: {error}") from error
+    if not hasattr(place, attribute):
+        raise ValueError(f"there is no class `{name}`: {_hint(attribute, dir(place))}")
+    return getattr(place, attribute)
+
+
+def our_classes() -> dict[str, type]:
+    """polytask's own public classes by bare name."""
+    found: dict[str, type] = {}
+    for package in OUR_CLASSES:
+        module = importlib.import_module(package)
+        members = {name: getattr(module, name) for name in module.__all__}
+        found |= {name: member for name, member in members.items() if inspect.isclass(member)}
+    return found
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message as one line; of jsonargparse's trees only the key and the reason are kept."""
+    text = str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) < 2 and "Parser key" not in text:
+        return text.strip() or type(error).__name__
+    keys = ".".join(re.findall(r'Parser key "([^"]+)"', text))
+    alternatives = [line[2:] for line in lines if line.startswith("- ")]
+    noise = re.compile(r'(Parser key "[^"]+": ?$|Problem with given class_path|Given value)')
+    plain = [line for line in lines if not noise.match(line)]
+    reason = alternatives[0] if alternatives else " ".join(plain)
+    reason = re.sub(r'^Parser key "[^"]+": ', "", reason)
+    reason = re.sub(r"^Type \S+.* expects a function or a callable class: ", "", reason)
+    reason = re.sub(r"<class '([^']+)'>", r"\1", reason).replace("Expected", "expected")
+    missing = re.match(r"expected a dot import path string: (\S+)$", reason)
+    if missing:
+        reason = f"there is no class `{missing[1]}`: {_hint(missing[1], our_classes())}"
+    return f"`{keys}`: {reason}" if keys else reason
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads ``1e-3`` as a number, as YAML 1.2 does, and refuses a repeated key."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key_node.tag != "tag:yaml.org,2002:merge" and key in seen:
+                raise yaml.YAMLError(f"the key `{key}` twice in one mapping, line {key_node.start_mark.line + 1}")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse(parser: ArgumentParser, words: list[str]) -> Namespace:
+    try:
+        with redirect_stderr(io.StringIO()):
+            return parser.parse_args(words)
+    except ArgumentError as error:
+        message = str(error)
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        if unknown:
+            raise ValueError(f"unknown option `{unknown[1]}`: {_hint(unknown[1], _options(parser))}") from error
+        missing = re.search(r'[Kk]ey "(\w+)" is required', message)
+        if missing:
+            raise ValueError(f"a configuration must have the key `{missing[1]}`, found none") from error
+        raise ValueError(one_line(error)) from error
+
+
+def _options(parser: ArgumentParser) -> list[str]:
+    options = [option for action in parser._actions for option in action.option_strings]
+    return [option for option in options if not option.endswith(".help")]
+
+
+def _trainer_keys() -> list[str]:
+    return [key for key in inspect.signature(Trainer).parameters if key not in NOT_CONFIGURED]
+
+
+def _check_keys(where: str, content: Mapping[str, Any], known: Iterable[str]) -> None:
+    options = list(known)
+    for key in content:
+        if key not in options:
+            full = f"{where}.{key}" if where else str(key)
+            raise ValueError(f"unknown key `{full}`: {nearest(str(key), options)}")
+
+
+def _check_classes(where: str, value: Any) -> None:
+    """Walks a configuration: every class must exist and take the arguments it is given."""
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_classes(f"{where}[{index}]", item)
+    if not isinstance(value, Mapping):
+        return
+    if isinstance(value.get("class_path"), str):
+        _check_keys(where, value, ("class_path", "init_args", "dict_kwargs"))
+        try:
+            accepted = _parameters(value["class_path"])
+        except ValueError as error:
+            raise ValueError(f"`{where}`: {error}") from error
+        if accepted is not None and isinstance(value.get("init_args"), Mapping):
+            _check_keys(f"{where}.init_args", value["init_args"], accepted)
+    for key, item in value.items():
+        _check_classes(f"{where}.{key}", item)
+
+
+def _parameters(class_path: str) -> list[str] | None:
+    """The names of a class's arguments; None if it takes any or cannot tell."""
+    try:
+        parameters = inspect.signature(find_class(class_path)).parameters.values()
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and "no class" in str(error):
+            raise
+        return None
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters]
+
+
+def _changes_class(base: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    if not isinstance(over.get("class_path"), str) or not isinstance(base.get("class_path"), str):
+        return False
+    return find_class(base["class_path"]) is not find_class(over["class_path"])
+
+
+def _accepted(class_path: str, arguments: Mapping[str, Any]) -> Config:
+    accepted = _parameters(class_path)
+    return {key: value for key, value in arguments.items() if accepted is None or key in accepted}
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    options = [name for name in known if not name.startswith("_")]
+    hint = nearest(word, options)
+    return hint if hint.startswith("did") else "check its spelling and its import path"
