@@ -12,8 +12,8 @@ CODE = """
 import time, sys
 start = time.perf_counter(); import torch; middle = time.perf_counter(); import polytask
 print(middle - start, time.perf_counter() - middle)
-heavy = sorted({"lightning_fabric", "torchmetrics", "sklearn", "pandas", "plotly", "matplotlib", "scipy"} & set(sys.modules))
-print(",".join(heavy))
+heavy = {"lightning_fabric", "torchmetrics", "sklearn", "pandas", "plotly", "matplotlib", "scipy"}
+print(",".join(sorted(heavy & set(sys.modules))))
 """
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from timing import show, side_by_side
 from torch import nn
@@ -28,7 +30,7 @@ class Bare(nn.Module):
 
         def stack(*widths):
             layers = []
-            for a, b in zip(widths, widths[1:], strict=False):
+            for a, b in pairwise(widths):
                 layers += [nn.Linear(a, b), nn.ReLU()]
             return layers
 

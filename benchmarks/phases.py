@@ -75,7 +75,10 @@ def memory(name, case, target):
     ratio = peaks["specific"] / peaks["joint"]
     verdict = "met" if ratio <= target else "missed"
     line = ", ".join(f"{phase} {size / 2**20:.2f} MiB" for phase, size in peaks.items())
-    text = f"Peak memory of a step, {name}: {line}; uncached specific / joint = {ratio:.3f} (target ≤ {target}: {verdict})."
+    text = (
+        f"Peak memory of a step, {name}: {line}; uncached specific / joint = {ratio:.3f} "
+        f"(target ≤ {target}: {verdict})."
+    )
     print(text)
     record([text])
 

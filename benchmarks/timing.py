@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import statistics
 import time
@@ -74,10 +75,12 @@ def show(title: str, rows: list[Ratio], note: str = "") -> None:
     table = Table(title=title)
     for column in ("", "median ms", "ratio", "quartiles", "target", ""):
         table.add_column(column)
-    lines = [f"### {title}", "", _stamp(), "", "| | median ms | ratio | quartiles | target | |", "|---|---|---|---|---|---|"]
+    lines = [f"### {title}", "", _stamp(), ""]
+    lines += ["| | median ms | ratio | quartiles | target | |", "|---|---|---|---|---|---|"]
     for row in rows:
         target = "" if row.target is None else f"≤ {row.target:g}"
-        cells = [row.name, f"{row.seconds * 1e3:.2f}", f"{row.median:.3f}", f"{row.low:.3f}–{row.high:.3f}", target, row.verdict]
+        figures = [f"{row.seconds * 1e3:.2f}", f"{row.median:.3f}", f"{row.low:.3f}–{row.high:.3f}"]
+        cells = [row.name, *figures, target, row.verdict]
         table.add_row(*cells)
         lines.append("| " + " | ".join(cells) + " |")
     Console(width=140).print(table)
@@ -101,8 +104,7 @@ def _stamp() -> str:
 
 def machine() -> str:
     """The processor's name and the number of cores."""
-    import os
-
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor() or platform.machine()} ({os.cpu_count()} cores)"

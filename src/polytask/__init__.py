@@ -1,5 +1,7 @@
 """polytask: train one network for many tasks."""
 
+from typing import TYPE_CHECKING, Any
+
 from polytask import data, models, schedules
 from polytask.balancing import aggregation, balance, scalarization
 from polytask.callback import Callback
@@ -9,10 +11,24 @@ from polytask.objective import Objective
 from polytask.task import Prediction, Task, binary, classification, multilabel, regression
 from polytask.training import History, Interrupted, Trainer, callbacks
 
+if TYPE_CHECKING:
+    from polytask.studies import compare, load
+
 __version__ = "0.1.0"
 
 __all__ = [
     "Arrays", "Callback", "History", "Interrupted", "Metric", "Objective", "Prediction", "Task", "Trainer",
-    "aggregation", "balance", "binary", "callbacks", "classification", "data", "models", "multilabel",
-    "regression", "scalarization", "schedules",
+    "aggregation", "balance", "binary", "callbacks", "classification", "compare", "data", "load", "models",
+    "multilabel", "regression", "scalarization", "schedules",
 ]  # fmt: skip
+
+_STUDIES = ("compare", "load")
+
+
+def __getattr__(name: str) -> Any:
+    # studies bring the configuration parser along, which most programs that import polytask never need
+    if name in _STUDIES:
+        from polytask import studies
+
+        return getattr(studies, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

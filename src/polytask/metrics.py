@@ -93,8 +93,6 @@ def metric_for(kind: str, metric: str | Metric | torchmetrics.Metric | None, out
         name, higher, arguments = _REGRESSION[metric]
         if metric == "r2" and outputs > 1:
             arguments = {"multioutput": "uniform_average"}
-        if metric != "r2" and outputs > 1:
-            arguments = {**arguments, "num_outputs": outputs} if metric == "mse" else arguments
         return Metric(metric, higher, partial(_torchmetric, "regression", name, arguments))
     name, multiclass, multilabel = _CLASSIFIERS[metric]
     arguments = {

@@ -163,6 +163,13 @@ def _vector(task: Task, target: Tensor, where: str) -> Tensor:
     return target
 
 
+def _float_targets(target: Tensor) -> Tensor:
+    """Integer 0/1 targets as floats, with NaN for the missing ones."""
+    if target.is_floating_point():
+        return target
+    return target.float().masked_fill(target == MISSING_CLASS, torch.nan)
+
+
 @dataclass(frozen=True)
 class Binary(Task):
     """Two classes from one logit; see `binary`."""
@@ -187,9 +194,7 @@ class Binary(Task):
         return F.binary_cross_entropy_with_logits(prediction, target, pos_weight=weight, reduction=reduction)
 
     def check(self, target: Tensor, where: str) -> Tensor:
-        target = _vector(self, target, where)
-        if not target.is_floating_point():
-            target = target.masked_fill(target == MISSING_CLASS, -1).float().masked_fill(target == MISSING_CLASS, torch.nan)
+        target = _float_targets(_vector(self, target, where))
         wrong = target[self.present(target) & (target != 0) & (target != 1)]
         if len(wrong):
             raise self._refuse("binary targets must be 0, 1 or missing (NaN)", wrong[0].item(), where)
@@ -237,8 +242,9 @@ class Classification(Task):
         if target.is_floating_point():
             missing = torch.isnan(target)
             filled = target.nan_to_num(0.0)
-            if (filled != filled.round()).any():
-                raise self._refuse("class targets must be whole numbers", filled[filled != filled.round()][0].item(), where)
+            broken = filled[filled != filled.round()]
+            if len(broken):
+                raise self._refuse("class targets must be whole numbers", broken[0].item(), where)
             target = filled.long().masked_fill(missing, MISSING_CLASS)
         target = target.long()
         wrong = target[self.present(target) & ((target < 0) | (target >= self.classes))]
@@ -286,8 +292,7 @@ class MultiLabel(Task):
         if target.dim() != 2 or target.shape[1] != self.count:
             rule = f"multi-label targets must have shape (N, {self.count})"
             raise self._refuse(rule, f"shape {tuple(target.shape)}", where)
-        if not target.is_floating_point():
-            target = target.float().masked_fill(target == MISSING_CLASS, torch.nan)
+        target = _float_targets(target)
         wrong = target[~torch.isnan(target) & (target != 0) & (target != 1)]
         if len(wrong):
             raise self._refuse("multi-label targets must be 0, 1 or missing (NaN)", wrong[0].item(), where)
@@ -356,7 +361,8 @@ class Regression(Task):
         values = torch.as_tensor(targets, dtype=torch.float64)
         values = values[~torch.isnan(values)]
         if len(values) == 0 or not values.std(correction=0) > 0:
-            raise self._refuse("standardising needs at least two different targets", f"{len(values)} equal ones", "train")
+            rule = "standardising needs at least two different targets"
+            raise self._refuse(rule, f"{len(values)} equal ones", "train")
         return replace(self, mean=values.mean().item(), std=values.std(correction=0).item())
 
 

@@ -80,20 +80,24 @@ class Loader(Source):
 
     def _own_stream(self, seed: int) -> Iterator[Any]:
         outer = torch.random.get_rng_state()
-        torch.random.default_generator.manual_seed(seed)
+        torch.random.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+        inside = True  # whether the global stream is the loader's at this moment
         try:
             iterator, batch = iter(self.loader), None
             while True:
                 batch = next(iterator, _END)
                 inner = torch.random.get_rng_state()
                 torch.random.set_rng_state(outer)
+                inside = False
                 if batch is _END:
                     return
                 yield batch
                 outer = torch.random.get_rng_state()
                 torch.random.set_rng_state(inner)
+                inside = True
         finally:
-            torch.random.set_rng_state(outer)
+            if inside:
+                torch.random.set_rng_state(outer)
 
     def _convert(self, batch: Any) -> Batch:
         inputs, targets = split_batch(batch, tuple(self._tasks), self._where)

@@ -77,7 +77,7 @@ class Source(ABC):
 
 def derived_seed(*numbers: int) -> int:
     """One well-mixed 63-bit seed from several numbers, such as (seed, epoch)."""
-    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def permutation(length: int, *numbers: int) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from polytask.errors import at_least, one_of
@@ -28,6 +27,7 @@ class MLP(nn.Sequential):
     Raises:
         ValueError: a width below 1, both `widths` and `outputs` empty, or an unknown name.
 
+    >>> import torch
     >>> MLP(2, [64, 64], outputs=1)(torch.zeros(5, 2)).shape
     torch.Size([5, 1])
     """
@@ -80,6 +80,7 @@ class LeNet(nn.Sequential):
         channels: colour channels of the input, (B, channels, 28, 28).
         outputs: width of the features, (B, outputs).
 
+    >>> import torch
     >>> LeNet()(torch.zeros(5, 1, 28, 28)).shape
     torch.Size([5, 50])
     """

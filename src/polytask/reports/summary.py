@@ -219,9 +219,7 @@ class Summary:
         return [run for method in self.methods for run in method.unfinished]
 
 
-def summarize(
-    records: Sequence[RunRecord], baseline: str | None = None, reference: str | None = None
-) -> Summary:
+def summarize(records: Sequence[RunRecord], baseline: str | None = None, reference: str | None = None) -> Summary:
     """Means, spreads, Δm, ranks and costs of a comparison.
 
     Args:
@@ -257,11 +255,11 @@ def summarize(
 def relative_change(value: float, base: float, higher_is_better: bool) -> float:
     """(−1)^{higher is better} · 100 (M − S)/|S|: in percent, negative where M is better than S.
 
-    >>> relative_change(0.99, 0.90, True), relative_change(0.5, 1.0, False), relative_change(-0.1, -0.2, True)
-    (-10.0, -50.0, -50.0)
+    >>> relative_change(1.0, 0.5, True), relative_change(0.5, 1.0, False), relative_change(-0.25, -0.5, True)
+    (-100.0, -50.0, -50.0)
     """
     change = 100 * (value - base) / abs(base)
-    return round(-change if higher_is_better else change, 12)
+    return -change if higher_is_better else change
 
 
 def delta_m(method: Values, baseline: Values, figures: Sequence[Figure], *, task_first: bool) -> Estimate:
@@ -291,9 +289,7 @@ def delta_m(method: Values, baseline: Values, figures: Sequence[Figure], *, task
     return _unpaired(method, baseline, figures, weights)
 
 
-def _unpaired(
-    method: Values, baseline: Values, figures: Sequence[Figure], weights: Mapping[str, float]
-) -> Estimate:
+def _unpaired(method: Values, baseline: Values, figures: Sequence[Figure], weights: Mapping[str, float]) -> Estimate:
     means, bases = _means(method, figures), _means(baseline, figures)
     mean = _weighted_change(means, bases, figures, weights)
     count = min(len(method), len(baseline))
@@ -317,9 +313,7 @@ def _weighted_change(
     figures: Sequence[Figure],
     weights: Mapping[str, float],
 ) -> float:
-    return sum(
-        weights[f.key] * relative_change(values[f.key], base[f.key], f.higher_is_better) for f in figures
-    )
+    return sum(weights[f.key] * relative_change(values[f.key], base[f.key], f.higher_is_better) for f in figures)
 
 
 def _weights(figures: Sequence[Figure], task_first: bool) -> dict[str, float]:
@@ -427,9 +421,7 @@ def compare(one: Estimate, other: Estimate, higher_is_better: bool) -> str:
 
 def _phases(method: Method) -> dict[str, PhaseCost]:
     names = dict.fromkeys(
-        name
-        for run in method.done
-        for name in (*run.seconds_per_epoch, *(run.cost.get("phases") or {}))
+        name for run in method.done for name in (*run.seconds_per_epoch, *(run.cost.get("phases") or {}))
     )
     return {
         name: PhaseCost(

@@ -70,7 +70,8 @@ def markdown(records: Sequence[RunRecord], baseline: str | None = None, referenc
     summary = summarize(records, baseline, reference)
     parts = [
         _markdown_table("method", names(summary), figure_columns(summary)),
-        _markdown_table("method", *cost_table(summary)),
+        _markdown_table("method", names(summary), cost_columns(summary)),
+        _markdown_table("method", *phase_table(summary)),
         "\n".join(f"- {_markdown_text(note)}" for note in notes(summary)),
     ]
     if summary.unfinished:
@@ -103,34 +104,34 @@ def figure_columns(summary: Summary) -> list[Column]:
     return columns
 
 
-def cost_table(summary: Summary) -> tuple[list[str], list[Column]]:
-    """The rows' names and columns of the second table: what a method costs, overall and by phase."""
-    rows: list[tuple[Method, str]] = []
-    for method in summary.methods:
-        rows += [(method, phase) for phase in (method.phases or {"": None})]
-    first = [i == 0 or rows[i - 1][0] is not method for i, (method, _) in enumerate(rows)]
+def cost_columns(summary: Summary) -> list[Column]:
+    """The second table: what each method costs over a whole run."""
 
-    def per_method(what: Callable[[Method], Estimate], show: Callable[[Estimate], Cell]) -> list[Cell]:
-        return [show(what(m)) if lead else Cell("") for (m, _), lead in zip(rows, first, strict=True)]
+    def column(heading: str, note: str, what: str, show: Callable[[Estimate], Cell]) -> Column:
+        return Column(heading, note, [show(getattr(method, what)) for method in summary.methods])
 
-    def per_phase(what: str, show: Callable[[Estimate], Cell]) -> list[Cell]:
-        return [show(getattr(m.phases[p], what)) if p else Cell(NOTHING) for m, p in rows]
-
-    columns = [
-        Column("seconds per epoch", "over all epochs", per_method(lambda m: m.seconds_per_epoch, _seconds)),
-        Column("seconds", "training, in all", per_method(lambda m: m.seconds, _seconds)),
-        Column("epochs", "trained", per_method(lambda m: m.epochs, _count)),
-        Column("epoch kept", "by validation", per_method(lambda m: m.selected_epoch, _count)),
-        Column("parameters", "in all", per_method(lambda m: m.parameters, _count)),
-        Column("shared", "parameters", per_method(lambda m: m.shared_parameters, _count)),
-        Column("forward", "MACs per example", per_method(lambda m: m.forward_macs, _count)),
-        Column("phase", "", [Cell(phase or NOTHING) for _, phase in rows]),
-        Column("epoch of the phase", "median seconds", per_phase("seconds", _seconds)),
-        Column("training", "MACs per example", per_phase("macs", _count)),
-        Column("step memory", "peak", per_phase("memory", _bytes)),
+    return [
+        column("seconds per epoch", "over all epochs", "seconds_per_epoch", _seconds),
+        column("seconds", "training, in all", "seconds", _seconds),
+        column("epochs", "trained", "epochs", _count),
+        column("epoch kept", "by validation", "selected_epoch", _count),
+        column("step memory", "peak", "memory", _bytes),
+        column("parameters", "in all", "parameters", _count),
+        column("parameters", "shared", "shared_parameters", _count),
+        column("MACs", "per prediction", "forward_macs", _count),
     ]
-    labels = [method.name if lead else "" for (method, _), lead in zip(rows, first, strict=True)]
-    return labels, columns
+
+
+def phase_table(summary: Summary) -> tuple[list[str], list[Column]]:
+    """The rows' names and the columns of the third table: what each phase of each method costs."""
+    rows = [(method.name, phase, cost) for method in summary.methods for phase, cost in method.phases.items()]
+    columns = [
+        Column("phase", "", [Cell(phase) for _, phase, _ in rows]),
+        Column("seconds per epoch", "median", [_seconds(cost.seconds) for _, _, cost in rows]),
+        Column("MACs", "per training example", [_count(cost.macs) for _, _, cost in rows]),
+        Column("step memory", "peak", [_bytes(cost.memory) for _, _, cost in rows]),
+    ]
+    return [name for name, _, _ in rows], columns
 
 
 def notes(summary: Summary) -> list[str]:
@@ -141,25 +142,28 @@ def notes(summary: Summary) -> list[str]:
         f"seeds (at most {seeds} here); a single seed has no spread.",
     ]
     if summary.split == "test":
-        lines.append("Validation data selected the epochs; test data only reports.")
+        lines.append("Validation data alone selects which epoch's weights are kept; test data only reports.")
     else:
         lines.append("There are no test figures: these are of the data that selected the epochs, so they flatter.")
     if len(summary.methods) > 1:
         lines += [*_verdict_notes(summary), *_delta_notes(summary), _RANK_NOTE]
-    return [*lines, _MEMORY_NOTE, _MACS_NOTE]
+    return [*lines, _SECONDS_NOTE, _MEMORY_NOTE, _MACS_NOTE]
 
 
 _RANK_NOTE = (
     "Mean rank: methods are ranked on each task by the mean of its metric (1 is best, equal means share the mean "
     "of their ranks, a mean that is not finite is last), then averaged over tasks. Ranks ignore the spread."
 )
+_SECONDS_NOTE = "Seconds are of training alone, without validation."
 _MEMORY_NOTE = (
-    "Step memory is the peak of what one training step allocates beyond what was held before it; seconds are of "
-    "training alone, without validation."
+    "Step memory is the largest number of bytes of tensors made during one training step that were alive at once, "
+    "on any device; it does not hold the parameters themselves, nor scratch space inside kernels. A method's is "
+    "the largest over its phases."
 )
 _MACS_NOTE = (
-    "MACs are multiply-accumulates counted by PyTorch's flop counter (2 operations each): one prediction of all "
-    "tasks, or forward and backward of a training step, for one example."
+    "MACs are multiply-accumulates of matrix products and convolutions, per example, as PyTorch's flop counter "
+    "counts them (one MAC is two operations): of one prediction of all tasks, or of the forward and backward pass "
+    "of a training step. A phase marked (cached) works on features computed once; computing them is left out."
 )
 
 
@@ -230,16 +234,17 @@ def _text(estimate: Estimate, show: Callable[[float], str]) -> str:
 
 
 def decimals(estimates: Iterable[Estimate]) -> int:
-    """Decimals for a column: two figures of its smallest spread, or four of its smallest mean; 1 to 5.
+    """Decimals for a column: one figure of its smallest spread and two of its largest, or four of the
+    smallest mean where there is no spread; 1 to 5.
 
-    >>> decimals([Estimate(0.98712, 0.0123, 3), Estimate(0.97, 0.2, 3)])
+    >>> decimals([Estimate(0.98712, 0.0013, 3), Estimate(0.97, 0.02, 3)])
     3
     """
     estimates = list(estimates)
     spreads = [e.spread for e in estimates if e.spread]
     means = [abs(e.mean) for e in estimates if e.mean]
     if spreads:
-        wanted = 1 - math.floor(math.log10(min(spreads)))
+        wanted = max(-math.floor(math.log10(min(spreads))), 1 - math.floor(math.log10(max(spreads))))
     else:
         wanted = 3 - math.floor(math.log10(min(means))) if means else 1
     return min(max(wanted, 1), 5 if spreads else 4)
@@ -248,7 +253,8 @@ def decimals(estimates: Iterable[Estimate]) -> int:
 def _seconds(estimate: Estimate) -> Cell:
     if estimate.mean is None:
         return Cell(NOTHING, reason=estimate.reason)
-    return Cell(_text(estimate, lambda v: f"{v:.{0 if v >= 100 else 2 if estimate.mean and estimate.mean >= 1 else 4}f}"))
+    digits = 0 if estimate.mean >= 100 else 2 if estimate.mean >= 1 else 4
+    return Cell(_text(estimate, lambda v: f"{v:.{digits}f}"))
 
 
 def _count(estimate: Estimate) -> Cell:
@@ -316,7 +322,8 @@ class _Terminal:
 
         rows = names(self.summary)
         yield from _blocks(rows, figure_columns(self.summary), options.max_width)
-        yield from _blocks(*cost_table(self.summary), options.max_width)
+        yield from _blocks(rows, cost_columns(self.summary), options.max_width)
+        yield from _blocks(*phase_table(self.summary), options.max_width)
         for note in notes(self.summary):
             yield Text(f"• {note}", style="dim")
         for run in self.summary.unfinished:

@@ -200,9 +200,7 @@ def as_words(overrides: Overrides) -> list[str]:
     """
     if not isinstance(overrides, Mapping):
         return list(overrides)
-    return [
-        f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()
-    ]
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
 
 
 def parser_for_train(prog: str = "polytask") -> ArgumentParser:

@@ -8,13 +8,28 @@ A run folder holds ``config.yaml`` (the whole configuration as used), ``run.json
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
 import os
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from polytask.training.history import History
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 FORMAT = 1
+LOCK = "lock"
 
 
 @dataclass
@@ -104,3 +119,115 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def read_history(path: str | Path) -> History:
+    """Reads a ``history.csv`` back; what an epoch has no value for is left out.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    source = Path(path)
+    try:
+        with source.open(newline="") as file:
+            rows = [_typed(row) for row in csv.DictReader(file)]
+    except (ValueError, AttributeError, csv.Error) as error:
+        raise ValueError(f"{source} must be a history of polytask, found a damaged one ({error})") from error
+    return History(rows)
+
+
+def _typed(row: dict[str, str]) -> dict[str, Any]:
+    kinds: dict[str, Any] = {"epoch": int, "phase": str}
+    return {key: kinds.get(key, float)(value) for key, value in row.items() if value != ""}
+
+
+def safe_names(names: Iterable[str]) -> dict[str, str]:
+    """A folder name for each method name: letters, digits, ``.``, ``_`` and ``-`` only, all different.
+
+    >>> safe_names(["joint", "ATE-SG 1/1", "ATE-SG 1:1"])
+    {'joint': 'joint', 'ATE-SG 1/1': 'ATE-SG-1-1', 'ATE-SG 1:1': 'ATE-SG-1-1-0c58'}
+    """
+    folders: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
+        folder = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+        # compared without case: some file systems do not tell `Joint` from `joint`
+        if not folder or folder.lower() in taken:
+            folder = f"{folder}-{hashlib.sha256(name.encode()).hexdigest()[:4]}".lstrip("-")
+        taken.add(folder.lower())
+        folders[name] = folder
+    return folders
+
+
+def probe(folder: str | Path) -> Path:
+    """Makes `folder` and finds out whether it can be written, before hours are spent.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target):
+            pass
+    except OSError as error:
+        raise type(error)(f"the output folder {target} must be writable, found: {error.strerror or error}") from error
+    return target
+
+
+class Locked(OSError):
+    """A run folder is being worked on by another process."""
+
+
+@contextmanager
+def lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
+    """Holds a run folder: no two processes train in it at once.
+
+    The lock belongs to the open file, so the system lets go of it however a process ends. Workers outlive a
+    killed parent for a while, which is what `wait` is for. Where the system has no such locks (Windows)
+    nothing is held.
+
+    Args:
+        folder: an existing run folder.
+        wait: seconds to wait for another process to finish.
+
+    Raises:
+        Locked: another process still holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    with (folder / LOCK).open("a+") as file:
+        end = time.monotonic() + wait
+        while not _try_lock(file):
+            if time.monotonic() > end:
+                raise Locked(f"{folder} must not be in use, found it held by process {lock_holder(folder) or '?'}")
+            time.sleep(0.1)
+        file.truncate(0)
+        file.write(json.dumps({"process": os.getpid(), "parent": os.getppid()}))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def lock_holder(folder: Path, parent: int | None = None) -> int | None:
+    """The process that holds a run folder, None if there is none (or it is no child of `parent`)."""
+    try:
+        content = json.loads((folder / LOCK).read_text())
+    except (OSError, ValueError):
+        return None
+    if parent is not None and content["parent"] != parent:
+        return None
+    return content["process"]
+
+
+def _try_lock(file: IO[str]) -> bool:
+    assert fcntl is not None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -24,7 +24,9 @@ def write(path: str | Path, state: Mapping[str, Any]) -> Path:
 
     Raises:
         OSError: the folder cannot be written.
+        TypeError: the state holds something that cannot be read back without running code (named).
     """
+    _check_plain(state, "state")
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
@@ -34,6 +36,20 @@ def write(path: str | Path, state: Mapping[str, Any]) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return target
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_plain(part, f"{where}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            _check_plain(part, f"{where}[{index}]")
+    elif type(value) not in (int, float, bool, str, type(None)) and not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"a checkpoint may hold tensors, numbers, strings, lists and dictionaries, found "
+            f"{type(value).__name__} at {where}"
+        )
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -110,8 +110,11 @@ class FeatureCaches:
         if not source.cacheable or source.examples is None:
             return "the source streams or augments its inputs", None, 0
         batch = next(source.in_order(min(self._chunk, 64)))
-        first = self._features(batch.inputs, batch.source)
-        if not self._repeats(batch, first):
+        devices = {t.device for t in tensors_of(batch.inputs) if t.device.type == "cuda"}
+        with torch.random.fork_rng(devices):  # a resumed run decides again, and must draw what this one does
+            first = self._features(batch.inputs, batch.source)
+            repeats = self._repeats(batch, first)
+        if not repeats:
             return "the frozen trunk is not deterministic (dropout kept on?)", None, 0
         per_row = sum(t[0].numel() * t.element_size() for t in tensors_of(first))
         size = per_row * source.examples

@@ -55,6 +55,7 @@ class Freezer:
         for name, parameter in model.named_parameters():
             if id(parameter) not in self._parameters:
                 raise ValueError(f"every parameter must belong to a block, found `{name}` in none")
+        self._parameters |= {id(p): p for p in self._extra}
         self._modules = {id(m): m for m in model.modules()}
         self._unowned = self._modules.keys() - {id(m) for block in every for m in block.modules}
         self._trainable = {key: p.requires_grad for key, p in self._parameters.items()}

@@ -86,6 +86,8 @@ class Optimizers:
                 "`scheduler` must not need a metric, found torch's ReduceLROnPlateau: use the callback "
                 "polytask.callbacks.ReduceLROnPlateau, which counts through phase changes"
             )
+        # schedulers count through phases in which this optimizer rests; torch warns of that, mistaking it for a slip
+        optimizer._opt_called = True  # pyright: ignore[reportAttributeAccessIssue]
         return scheduler
 
     def step(self, shared: bool, specific: bool) -> None:

@@ -70,6 +70,7 @@ class Run:
         self.signal_number = 0
         self._seconds = 0.0
         extra = [p for objective in trainer.objectives.values() for p in objective.parameters()]
+        self._extra = extra
         self.optimizers = Optimizers(self.model, extra, trainer.optimization)
         self.freezer = Freezer(self.model, extra, trainer.frozen_dropout)
         self._step = Step(
@@ -83,7 +84,10 @@ class Run:
             trainer.evaluation_batch_size,
         )  # fmt: skip
         trainer.balancer.setup([*trainer.tasks, *trainer.objectives], train.label_counts())
-        self._check_updates()
+        try:
+            self._check_updates()
+        finally:
+            self.freezer.restore()
 
     # What callbacks use
 
@@ -156,7 +160,7 @@ class Run:
         devices = [self.trainer.device] if self.trainer.device.type == "cuda" else []
         with torch.random.fork_rng(devices), _signals(self), self._tidy():
             torch.manual_seed(derived_seed(self.trainer.seed, 1))
-            reset_gradients(self.model.parameters())
+            reset_gradients([*self.model.parameters(), *self._extra])
             for callback in callbacks:
                 callback.on_fit_start(self)
             if resume is not None:
@@ -221,10 +225,10 @@ class Run:
 
     def _validate(self) -> dict[str, float]:
         assert self.validation is not None
-        self.freezer.evaluate()
         cache = None
         if not self.trainer.schedule.moves_shared(self.epoch):
             cache = self._caches.get(self.validation, "validation")
+        self.freezer.evaluate()  # after the cache, whose filling wakes the heads
         trainer = self.trainer
         return evaluate(
             self.model, trainer.tasks, self.validation, trainer.evaluation_batch_size, trainer.autocast,
@@ -248,7 +252,6 @@ class Run:
                         )
                     tasks = known if update.specific is None else update.specific
                     self.freezer.switch(update.shared, frozenset(tasks))
-        self.freezer.restore()
 
     # State
 
@@ -314,7 +317,7 @@ class Run:
             "precision": trainer.precision,
             "device": trainer.device.type,
             "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
         }
 
     # Leaving
@@ -330,7 +333,7 @@ class Run:
             yield
         finally:
             self.freezer.restore()
-            reset_gradients(self.model.parameters())
+            reset_gradients([*self.model.parameters(), *self._extra])
             self._caches.clear()
             for callback in self.callbacks:
                 callback.on_close(self)

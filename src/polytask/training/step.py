@@ -85,7 +85,7 @@ class Step:
             update.shared, frozenset(names if specific is None else specific.intersection(names))
         )
         totals, counts = self._losses(batches, names, update, caches, meter)
-        if len(self._checked) < len(self._tasks):
+        if len(self._checked) < len(self._tasks) + len(self._objectives):
             self._check_first(totals, counts)
         names = list(totals)
         scales = [self._weight(name) / counts[name] for name in names]

@@ -261,8 +261,8 @@ class Trainer:
 
     def _check_all_tasks(self, source: Source) -> None:
         counts = source.label_counts()
-        for name in self.tasks if counts is not None else ():
-            if not counts.get(name):
+        for name in self.tasks:
+            if counts is not None and not counts.get(name):
                 raise ValueError(f"train: every task must have at least one target, found none for `{name}`")
 
     def _place(self) -> None:

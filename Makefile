@@ -1,0 +1,42 @@
+# Two commands matter: `make demo` and `make test`. Each installs what it needs into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+# data for the tests and examples that need files; those are skipped where it names nothing
+export POLYTASK_DATA ?= $(wildcard ../shared/data)
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test lint slow bench docs clean
+
+demo: .venv/installed
+	$(BIN)/polytask compare examples/digits.yaml --out runs/digits
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest -n 2 --doctest-modules src tests
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+# everything that takes longer than half a minute
+slow: .venv/installed
+	$(BIN)/python -m pytest -m slow -s tests
+
+# side-by-side timings; appends to benchmarks/RESULTS.md
+bench: .venv/installed
+	cd benchmarks && for file in loop phases import_time; do ../$(BIN)/python $$file.py || exit 1; done
+
+# redraws the pictures of README.md and docs/ from runs/
+docs: .venv/installed
+	$(BIN)/python docs/pictures.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "polytask needs Python 3.11 or newer, found " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch .venv/installed
+
+clean:
+	rm -rf .venv runs

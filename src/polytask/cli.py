@@ -1,0 +1,346 @@
+"""The command line: ``polytask train | compare | evaluate | predict | report | methods | datasets``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from polytask.errors import nearest
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from polytask.studies.compare import Comparison
+    from polytask.studies.store import RunRecord
+
+# whatever needs torch is imported inside the commands, so that `--help` answers at once
+
+ERROR = 2
+SOME_FAILED = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: the words after ``polytask``; those of the process if None.
+
+    Returns:
+        The exit status: 0; 1 where some runs of a comparison failed; 2 for a wrong input, told in one line;
+        130 or 143 after Ctrl-C or SIGTERM.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        with _session():
+            return _dispatch(words)
+    except SystemExit as leaving:  # argument parsers leave this way, after --help too
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except BrokenPipeError:  # `polytask methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(interrupt)
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        logging.getLogger("polytask").debug("the error in full", exc_info=True)
+        return _refuse(str(error))
+
+
+def _dispatch(words: list[str]) -> int:
+    name = words[0] if words else "--help"
+    if name in ("--help", "-h"):
+        print(_usage())
+        return 0
+    if name == "--version":
+        from polytask import __version__
+
+        print(f"polytask {__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise ValueError(f"unknown command `{name}`: {nearest(name, COMMANDS)}")
+    return COMMANDS[name](words[1:])
+
+
+def _train(words: list[str]) -> int:
+    """train a network: CONFIG.yaml [--out FOLDER] [--any.setting VALUE ...]"""
+    given = _configured("train", words, ("--out",), ("--overwrite", "--print_config"))
+    from polytask.studies import spec
+    from polytask.studies.run import run
+
+    resolved = spec.resolve(spec.read_config(given.config), given.overrides)
+    if "--print_config" in given.options:
+        print(spec.dump(resolved), end="")
+        return 0
+    folder = given.folder()
+    record = run(resolved, folder, overwrite="--overwrite" in given.options, progress=True)
+    if record.state == "failed":
+        return _refuse(record.error)
+    _print_figures(record)
+    print(f"{record.epochs} epochs in {record.seconds:.1f} s; weights of epoch {record.selected_epoch} in {folder}")
+    return 0
+
+
+def _compare(words: list[str]) -> int:
+    """train several methods with several seeds and report: CONFIG.yaml [--out FOLDER] [--jobs N] [...]"""
+    given = _configured("compare", words, ("--out", "--jobs", "--seeds"), ("--overwrite", "--print_config"))
+    from polytask.studies.compare import compare, plan
+    from polytask.studies.spec import dump
+
+    seeds = given.numbers("--seeds")
+    if "--print_config" in given.options:
+        made = plan(given.config, given.overrides, seeds)
+        print(dump({"seeds": made.seeds, "baseline": made.baseline, "methods": made.methods}), end="")
+        return 0
+    jobs = given.numbers("--jobs")
+    comparison = compare(
+        given.config, overrides=given.overrides, folder=given.folder(), jobs=jobs[0] if jobs else None,
+        seeds=seeds, overwrite="--overwrite" in given.options,
+    )  # fmt: skip
+    return _report_on(comparison, title=Path(given.config).stem)
+
+
+def _evaluate(words: list[str]) -> int:
+    """losses and metrics of a trained run: RUN [--split test]"""
+    from polytask.studies.run import evaluate_run
+
+    given = _parsed("evaluate", words, evaluate_run)
+    for name, value in evaluate_run(given.folder, given.split).items():
+        print(f"{name:<24} {value:.6g}")
+    return 0
+
+
+def _predict(words: list[str]) -> int:
+    """predictions for new inputs: RUN INPUT.npy|.npz|.csv [--out predictions.csv]"""
+    from polytask.studies.tables import predict_file
+
+    given = _parsed("predict", words, predict_file)
+    text = predict_file(given.folder, given.inputs, given.out)
+    print(f"predictions in {given.out}" if given.out else text, end="\n" if given.out else "")
+    return 0
+
+
+def _report(words: list[str]) -> int:
+    """tables, charts and a page about finished runs: FOLDER"""
+    from polytask.studies.compare import read_comparison
+
+    given = _parsed("report", words, read_comparison)
+    return _report_on(read_comparison(given.folder), title=Path(given.folder).resolve().name)
+
+
+def _methods(words: list[str]) -> int:
+    """list the schedules, balancers, models and callbacks"""
+    _parsed("methods", words, None)
+    from polytask.catalog import KINDS, catalog
+
+    for kind in KINDS:
+        if kind != "data set":
+            print(f"{kind}s")
+            for entry in catalog(kind):
+                _print_entry(entry.name, entry.summary, entry.needs, entry.paper)
+    return 0
+
+
+def _datasets(words: list[str]) -> int:
+    """list the data sets, and which files they need"""
+    _parsed("datasets", words, None)
+    from polytask.catalog import catalog
+
+    for entry in catalog("data set"):
+        files = ", ".join(getattr(entry.cls, "files", ()))
+        _print_entry(entry.name, entry.summary, f"the files {files}" if files else "", entry.paper)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "compare": _compare,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "report": _report,
+    "methods": _methods,
+    "datasets": _datasets,
+}
+
+
+def _usage() -> str:
+    lines = [f"  {name:<9} {command.__doc__}" for name, command in COMMANDS.items()]
+    return "\n".join([
+        "usage: polytask COMMAND ...", "", "Trains one network for several tasks.", "", "commands:", *lines, "",
+        "Any setting of a YAML file can be given on the command line: --epochs 3 --trainer.batch_size 64.",
+        "`polytask COMMAND --help` lists them; `polytask --version` tells the version.",
+    ])  # fmt: skip
+
+
+@dataclass
+class _Words:
+    """The words of a command that takes a configuration.
+
+    Attributes:
+        config: the YAML file.
+        options: the command's own options and their values ("" for flags).
+        overrides: the rest: settings of the configuration.
+    """
+
+    config: str
+    options: dict[str, str]
+    overrides: list[str]
+
+    def folder(self) -> Path:
+        """Where results go."""
+        return Path(self.options.get("--out") or Path("runs") / Path(self.config).stem)
+
+    def numbers(self, option: str) -> list[int] | None:
+        """An option's whole numbers, separated by commas."""
+        if option not in self.options:
+            return None
+        try:
+            return [int(part) for part in self.options[option].strip("[]").split(",")]
+        except ValueError:
+            raise ValueError(f"`{option}` must be whole numbers, found {self.options[option]!r}") from None
+
+
+def _configured(command: str, words: list[str], valued: Sequence[str], flags: Sequence[str]) -> _Words:
+    """Tells the file, the command's own options and the configuration's settings apart, in any order."""
+    if "--help" in words or "-h" in words:
+        _configured_help(command, valued, flags)
+    files: list[str] = []
+    given = _Words("", {}, [])
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if name in flags:
+            given.options[name] = ""
+        elif name in valued:
+            given.options[name] = value if equals else _next(rest, name)
+        elif not word.startswith("--"):
+            files.append(word)
+        elif equals or name.endswith(".help"):
+            given.overrides.append(word)
+        else:
+            given.overrides += [word, _next(rest, name)]
+    if len(files) != 1 and not any(word.partition("=")[0].endswith(".help") for word in given.overrides):
+        raise ValueError(f"`polytask {command}` must be given one YAML file, found {files or 'none'}")
+    given.config = "".join(files[:1])
+    if not given.config:
+        from polytask.studies.spec import parser_for_train
+
+        parser_for_train(f"polytask {command}").parse_args(given.overrides)
+    return given
+
+
+def _next(rest: Iterator[str], option: str) -> str:
+    value = next(rest, None)
+    if value is None:
+        raise ValueError(f"`{option}` must be given a value, found none")
+    return value
+
+
+def _configured_help(command: str, valued: Sequence[str], flags: Sequence[str]) -> NoReturn:
+    from polytask.studies.spec import parser_for_train
+
+    parser = parser_for_train(f"polytask {command}")
+    own = [f"[{option} {option.strip('-').upper()}]" for option in valued] + [f"[{flag}]" for flag in flags]
+    parser.usage = f"polytask {command} CONFIG.yaml {' '.join(own)} [--any.setting VALUE ...]"
+    parser.print_help()
+    raise SystemExit(0)
+
+
+def _parsed(command: str, words: list[str], function: Callable[..., Any] | None) -> Any:
+    """The words of a command that is one function, by that function's own signature."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser: ArgumentParser = ArgumentParser(
+        prog=f"polytask {command}", exit_on_error=False, allow_abbrev=False, description=COMMANDS[command].__doc__
+    )
+    if function is not None:
+        parser.add_function_arguments(function, as_positional=True)
+    try:
+        return parser.parse_args(words)
+    except ArgumentError as error:
+        from polytask.studies.spec import one_line
+
+        raise ValueError(one_line(error)) from error
+
+
+def _report_on(comparison: Comparison, title: str) -> int:
+    from rich.console import Console
+
+    from polytask import reports
+
+    failed = comparison.failed
+    if len(failed) == len(comparison.records):
+        return _refuse(f"no run came to an end; {_first_failure(failed)}")
+    console = Console()
+    console.print(reports.terminal_table(comparison.records, comparison.baseline))
+    path = reports.write(comparison.records, comparison.folder, baseline=comparison.baseline, title=title)
+    print(f"report: {path}")
+    if failed:
+        count = f"{len(failed)} of {len(comparison.records)} runs failed"
+        print(f"polytask: {count}; {_first_failure(failed)}", file=sys.stderr)
+    return SOME_FAILED if failed else 0
+
+
+def _first_failure(failed: Sequence[RunRecord]) -> str:
+    return f"{failed[0].method}, seed {failed[0].seed}: {failed[0].error}"
+
+
+def _print_figures(record: RunRecord) -> None:
+    for part, figures in record.metrics.items():
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        print(f"{part:<11} {shown}")
+
+
+def _print_entry(name: str, summary: str, needs: str, paper: str) -> None:
+    print(f"  {name:<18} {summary}")
+    details = [f"needs {needs}"] * bool(needs) + [paper] * bool(paper)
+    if details:
+        print(f"  {'':<18} {'; '.join(details)}")
+
+
+def _refuse(message: str) -> int:
+    print(f"polytask: error: {' '.join(message.split())}", file=sys.stderr)
+    return ERROR
+
+
+def _interrupted(interrupt: KeyboardInterrupt) -> int:
+    # Python callers are told about `resume=`; here the same command does it
+    what = str(interrupt).split(";")[0]
+    what = f"{what}; the same command goes on from there" if what else "interrupted"
+    print(f"polytask: {what}", file=sys.stderr)
+    return 128 + getattr(interrupt, "signal_number", signal.SIGINT)
+
+
+class _ToStderr(logging.Handler):
+    """Writes to what standard error is now: a progress display replaces it for a while."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def _session() -> Iterator[None]:
+    """The package's log on standard error, and the working folder's modules importable; undone at the end."""
+    logger, handler = logging.getLogger("polytask"), _ToStderr()
+    level, here = logger.level, str(Path.cwd())
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    added = here not in sys.path
+    if added:
+        sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        if added:
+            sys.path.remove(here)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

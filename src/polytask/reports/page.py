@@ -1,0 +1,371 @@
+"""The comparison as one HTML page that needs no network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from polytask.reports.plots import Chart, charts, page_json, style
+from polytask.reports.summary import Method, Summary, summarize
+from polytask.reports.tables import (
+    MARKS,
+    Cell,
+    Column,
+    cost_columns,
+    csv_text,
+    figure_columns,
+    markdown,
+    names,
+    notes,
+    phase_table,
+    unfinished,
+)
+from polytask.studies.store import RunRecord
+
+# even a mistake in the page cannot reach out: the browser is told to load nothing
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+_INTRODUCTIONS = {
+    "Results": "Large marks are means over seeds with one standard deviation either way; small dots are runs.",
+    "Trade-off": "Large marks are means over seeds with one standard deviation either way; small marks are runs.",
+    "Learning curves": "Thick lines are means over seeds, up to the last epoch that all seeds reached; thin lines "
+    "are runs. Figures are taken at each epoch's end.",
+    "Decision regions": "Colour is the prediction over the plane, dots are test points in the colour of their "
+    "target (for two classes: purple 1, green 0, the paler the less certain), so a dot that stands out is a "
+    "mistake. Of each method, the first seed that has them.",
+}
+
+
+def write(
+    records: Sequence[RunRecord],
+    folder: str | Path,
+    *,
+    baseline: str | None = None,
+    reference: str | None = None,
+    title: str | None = None,
+) -> Path:
+    """Writes ``report.html``, ``table.csv`` and ``table.md``, each complete or not at all.
+
+    Args:
+        records: the runs; see `polytask.reports.summary.summarize`.
+        folder: where to; made if need be.
+        baseline: the single-task method of Δm; None looks for one called ``single-task``.
+        reference: the method that verdicts compare with; None looks for one called ``joint``.
+        title: the page's heading.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        ValueError: the records cannot be compared.
+    """
+    summary = summarize(records, baseline, reference)
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    _write(target / "table.csv", csv_text(summary))
+    _write(target / "table.md", markdown(records, baseline, reference))
+    _write(target / "report.html", html(summary, title))
+    return target / "report.html"
+
+
+def html(summary: Summary, title: str | None = None) -> str:
+    """The page of a comparison, complete with plotly.js.
+
+    Args:
+        summary: see `polytask.reports.summary.summarize`.
+        title: its heading; None makes one from the methods.
+    """
+    heading = title or _title(summary)
+    drawn = charts(summary)
+    body = "\n".join([
+        f"<header><h1>{escape(heading)}</h1>{_compared(summary)}</header>",
+        "<main>",
+        _tables(summary),
+        _failures(summary),
+        _legend(summary, drawn),
+        *_sections(drawn),
+        _notes(summary),
+        _settings(summary),
+        "</main>",
+    ])  # fmt: skip
+    return "\n".join([
+        "<!DOCTYPE html>",
+        '<html lang="en">',
+        "<head>",
+        '<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark">',
+        '<link rel="icon" href="data:,">',
+        f"<title>{escape(heading)}</title>",
+        f"<style>{_asset('page.css')}</style>",
+        "</head>",
+        f"<body>{body}{_scripts(drawn)}</body>",
+        "</html>\n",
+    ])  # fmt: skip
+
+
+def _scripts(drawn: Sequence[Chart]) -> str:
+    if not drawn:
+        return ""
+    from plotly.offline import get_plotlyjs
+
+    data = f'<script type="application/json" id="charts">{page_json(drawn)}</script>'
+    return f"{data}<script>{get_plotlyjs()}</script><script>{_asset('page.js')}</script>"
+
+
+def _asset(name: str) -> str:
+    return (resources.files("polytask.reports") / name).read_text(encoding="utf-8")
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _title(summary: Summary) -> str:
+    tasks = [task["name"] for task in summary.tasks]
+    on = " and ".join(tasks) if 0 < len(tasks) <= 2 else _plural(len(tasks), "task")
+    if len(summary.methods) == 1:
+        return f"{summary.methods[0].name} on {on}"
+    return f"{len(summary.methods)} methods on {on}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _compared(summary: Summary) -> str:
+    """The list of what was compared: tasks, data, seeds, epochs, budget."""
+    runs = [run for method in summary.methods for run in method.runs]
+    done = [run for run in runs if run.state == "done"]
+    facts = [("Tasks", ", ".join(_task(task) for task in summary.tasks) or "none recorded")]
+    data = dict.fromkeys(text for run in runs if (text := _data(run)))
+    if data:
+        facts.append(("Data", "; ".join(data)))
+    if len(summary.methods) > 1:
+        facts.append(("Methods", f"{len(summary.methods)}{_roles(summary)}"))
+    facts.append(("Seeds", ", ".join(map(str, summary.seeds))))
+    state = f"{len(done)} of {len(runs)} finished"
+    facts.append(("Runs", state))
+    if done:
+        epochs = sorted({run.epochs for run in done})
+        early = sum(bool(run.stopped) for run in done)
+        span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
+        facts.append(("Epochs trained", span + (f" ({early} of {len(done)} runs stopped early)" if early else "")))
+        facts.append(("Training time", f"{_duration(sum(run.seconds for run in done))} over the finished runs"))
+    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts)
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _roles(summary: Summary) -> str:
+    roles = [f"Δm baseline: {summary.baseline}"] if summary.baseline else []
+    roles += [f"compared with: {summary.reference}"] if summary.reference else []
+    return f" ({'; '.join(roles)})" if roles else ""
+
+
+def _task(task: dict[str, Any]) -> str:
+    weight = task.get("weight", 1.0)
+    suffix = "" if weight == 1.0 else f", weight {weight:g}"
+    return f"{task['name']} ({task.get('kind', 'task')}, {task['metric']}{suffix})"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _config(run: RunRecord) -> str:
+    path = None if run.folder is None else run.folder / "config.yaml"
+    return path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
+
+
+def _data(run: RunRecord) -> str:
+    import yaml
+
+    try:
+        config = yaml.safe_load(_config(run))
+    except yaml.YAMLError:
+        return ""
+    data = config.get("data") if isinstance(config, dict) else None
+    if isinstance(data, dict) and "class_path" in data:
+        arguments = {k: v for k, v in (data.get("init_args") or {}).items() if v is not None}
+        listed = ", ".join(f"{k}={v}" for k, v in arguments.items())
+        return str(data["class_path"]).rsplit(".", 1)[-1] + (f" ({listed})" if listed else "")
+    return str(data) if isinstance(data, str) else ""
+
+
+def _tables(summary: Summary) -> str:
+    rows = names(summary)
+    several = len(summary.methods) > 1
+    title = f"{summary.split.capitalize()} figures"
+    figures = _table("Figures", "figures", rows, figure_columns(summary), summary)
+    costs = _table("Costs", "costs", rows, cost_columns(summary), summary)
+    phases = _table("Costs by phase", "phase-costs", *phase_table(summary), summary)
+    marks = _marks(summary.reference) if summary.reference and several else ""
+    return (
+        f'<section aria-labelledby="h-figures"><h2 id="h-figures">{title}</h2>{figures}{marks}</section>'
+        f'<section aria-labelledby="h-costs"><h2 id="h-costs">Costs</h2>{costs}'
+        f"<h3>By phase</h3>{phases}</section>"
+    )
+
+
+def _marks(reference: str) -> str:
+    return (
+        '<p class="hint"><span class="better">▲</span> better, <span class="worse">▼</span> worse than '
+        f"{escape(reference)} (in Δm: than the baseline) by more than the seeds’ spread; no mark: no difference "
+        "beyond it. The rule is under Notes.</p>"
+    )
+
+
+def _table(caption: str, key: str, rows: Sequence[str], columns: Sequence[Column], summary: Summary) -> str:
+    heads = "".join(f'<th scope="col">{escape(c.heading)}<small>{escape(c.note)}</small></th>' for c in columns)
+    order = {method.name: i for i, method in enumerate(summary.methods)}
+    body = "".join(
+        f"<tr>{_row_head(name, order[name])}{''.join(_td(column.cells[i]) for column in columns)}</tr>"
+        for i, name in enumerate(rows)
+    )
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}, scrolls sideways">'
+        f'<table id="{key}"><caption class="hidden">{caption}</caption>'
+        f'<thead><tr><th scope="col">method</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def _row_head(name: str, number: int) -> str:
+    return f'<th scope="row"><span class="name">{_chip(number)}<span>{escape(name)}</span></span></th>'
+
+
+def _chip(number: int) -> str:
+    colour, dash, _ = style(number)
+    pattern = {"solid": "", "dash": "6 3", "dot": "2 3", "dashdot": "6 3 2 3"}[dash]
+    return (
+        '<svg class="chip" width="22" height="10" aria-hidden="true">'
+        f'<line x1="0" y1="5" x2="22" y2="5" stroke="{colour}" stroke-width="4" stroke-dasharray="{pattern}"/></svg>'
+    )
+
+
+def _td(cell: Cell) -> str:
+    mark = ""
+    if cell.verdict:
+        mark = f' <span class="{cell.verdict}" role="img" aria-label="{cell.verdict}">{MARKS[cell.verdict]}</span>'
+    title = f' title="{escape(cell.reason)}"' if cell.reason else ""
+    return f"<td{title}>{escape(cell.text)}{mark}</td>"
+
+
+def _failures(summary: Summary) -> str:
+    if not summary.unfinished:
+        return ""
+    items = "".join(f"<li>{escape(unfinished(run))}</li>" for run in summary.unfinished)
+    return (
+        '<section class="warning" aria-labelledby="h-failed"><h2 id="h-failed">Runs without figures</h2>'
+        f"<ul>{items}</ul></section>"
+    )
+
+
+def _legend(summary: Summary, drawn: Sequence[Chart]) -> str:
+    """One legend for all charts, whose entries switch a method off and on in every one of them."""
+    if not drawn:
+        return ""
+    empty = "<noscript><p>The charts need JavaScript; the tables do not.</p></noscript>"
+    if len(summary.methods) < 2:
+        return empty
+    buttons = "".join(
+        f'<button type="button" aria-pressed="true" data-method="{i}">{_chip(i)}<span>{escape(m.name)}</span></button>'
+        for i, m in enumerate(summary.methods)
+    )
+    label = '<span class="label">Methods in the charts</span>'
+    return f'{empty}<div class="legend" role="group" aria-label="Methods in the charts">{label}{buttons}</div>'
+
+
+def _sections(drawn: Sequence[Chart]) -> Iterable[str]:
+    for section in dict.fromkeys(chart.section for chart in drawn):
+        key = "h-" + section.lower().replace(" ", "-")
+        shown = [chart for chart in drawn if chart.section == section]
+        switch = _SWITCH if section == "Learning curves" else ""
+        stripes = "<p class='hint stripes' hidden></p>" if section == "Learning curves" else ""
+        yield (
+            f'<section aria-labelledby="{key}"><h2 id="{key}">{section}</h2>'
+            f'<p class="hint">{_INTRODUCTIONS[section]}</p>{stripes}{switch}'
+            f'<div class="charts{" small" if section == "Decision regions" else ""}">'
+            f"{''.join(map(_chart, shown))}</div></section>"
+        )
+
+
+_SWITCH = (
+    '<div class="switch" role="group" aria-label="Horizontal axis">'
+    '<button type="button" aria-pressed="true" data-axis="epochs">over epochs</button>'
+    '<button type="button" aria-pressed="false" data-axis="seconds">over training seconds</button></div>'
+)
+
+
+def _chart(chart: Chart) -> str:
+    classes = ' class="wide"' if chart.wide else ""
+    method = "" if chart.method is None else f' data-only="{chart.method}"'
+    return (
+        f"<figure{classes}{method}><figcaption>{escape(chart.title)}</figcaption>"
+        f'<div class="chart" id="{chart.key}" role="img" aria-label="{escape(chart.description)}" '
+        f'style="height:{chart.height}px"></div></figure>'
+    )
+
+
+def _notes(summary: Summary) -> str:
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes(summary))
+    return f'<section aria-labelledby="h-notes"><h2 id="h-notes">Notes</h2><ul class="notes">{items}</ul></section>'
+
+
+def _settings(summary: Summary) -> str:
+    runs = [run for method in summary.methods for run in method.runs]
+    keys = dict.fromkeys(key for run in runs for key in run.versions)
+    facts = [(key, ", ".join(dict.fromkeys(str(r.versions[key]) for r in runs if key in r.versions))) for key in keys]
+    started = sorted(run.started[:16].replace("T", " ") for run in runs if run.started)
+    if started:
+        span = dict.fromkeys((started[0], started[-1]))
+        facts.append(("started (UTC)", " to ".join(span)))
+    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts)
+    configs = "".join(_details(method) for method in summary.methods)
+    return (
+        '<section aria-labelledby="h-settings"><h2 id="h-settings">Settings</h2>'
+        f'<dl class="facts">{items}</dl>{_every_run(summary)}{configs}</section>'
+    )
+
+
+def _details(method: Method) -> str:
+    run = next((run for run in method.runs if _config(run)), None)
+    if run is None:
+        return ""
+    label = f"Settings of {method.name}, seed {run.seed}"
+    return f"<details><summary>{escape(label)}</summary><pre tabindex='0'>{escape(_config(run))}</pre></details>"
+
+
+def _every_run(summary: Summary) -> str:
+    metrics = [figure.key for figure in summary.metrics]
+    heads = ["method", "seed", "state", *metrics, "epochs", "epoch kept", "seconds", "ended"]
+    rows: list[list[str]] = []
+    for method in summary.methods:
+        for run in method.runs:
+            values = run.metrics.get(summary.split, {})
+            shown = [f"{values[key]:.5g}" if key in values else "–" for key in metrics]
+            rows.append([
+                method.name, str(run.seed), run.state, *shown, str(run.epochs), str(run.selected_epoch),
+                f"{run.seconds:.1f}", run.stopped or run.error or "–",
+            ])  # fmt: skip
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    return (
+        f"<details><summary>Every run ({len(rows)})</summary>"
+        '<div class="scroll" tabindex="0" role="region" aria-label="Every run, scrolls sideways">'
+        f'<table id="runs"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>'
+    )

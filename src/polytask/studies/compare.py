@@ -1,0 +1,217 @@
+"""Comparisons: several methods, several seeds, one budget."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polytask.errors import nearest
+from polytask.studies import spec
+from polytask.studies.executors import Job, run_all
+from polytask.studies.run import check_same, finished
+from polytask.studies.store import RunRecord, probe, read_record, read_study, safe_names, write_text
+
+logger = logging.getLogger("polytask")
+
+FORMAT = 1
+COMPARE_KEYS = (*spec.TRAIN_KEYS, "methods", "seeds", "baseline")
+
+
+@dataclass
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        records: one per method and seed, in the order of the configuration.
+        folder: where it is stored.
+        baseline: the method that others are measured against, None if none is named.
+    """
+
+    records: list[RunRecord]
+    folder: Path
+    baseline: str | None = None
+
+    @property
+    def failed(self) -> list[RunRecord]:
+        """The runs that failed."""
+        return [record for record in self.records if record.state == "failed"]
+
+
+@dataclass
+class Plan:
+    """A comparison's configuration, checked.
+
+    Attributes:
+        methods: {method: its resolved configuration, without a seed of its own}.
+        seeds: the seeds of every method.
+        baseline: a method's name, or None.
+        folders: {method: its folder's name}.
+    """
+
+    methods: dict[str, spec.Config]
+    seeds: list[int]
+    baseline: str | None = None
+    folders: dict[str, str] = field(default_factory=dict)
+
+    def jobs(self, folder: Path) -> Iterator[Job]:
+        """The runs, every method's first seed first: early results then tell about all methods."""
+        for seed in self.seeds:
+            for method, config in self.methods.items():
+                place = folder / self.folders[method] / f"seed-{seed}"
+                yield Job(method, {**config, "seed": seed}, place)
+
+
+def plan(
+    config: Mapping[str, Any] | str | Path, overrides: spec.Overrides = (), seeds: Sequence[int] | None = None
+) -> Plan:
+    """Checks a comparison's configuration and completes each method's.
+
+    Args:
+        config: the keys of a train configuration, as defaults, and ``methods``: {name: what it changes},
+            ``seeds``: a list, ``baseline``: a method's name. Changes are laid over the defaults as
+            `polytask.studies.spec.merge` says.
+        overrides: values that win over every method's.
+        seeds: in place of the configuration's.
+
+    Raises:
+        ValueError: an unknown key, class or baseline, no method, no seed or one twice, or whatever a
+            method's objects refuse; the message names the method.
+    """
+    content = spec.read_config(config)
+    for key in content:
+        if key not in COMPARE_KEYS:
+            raise ValueError(f"unknown key `{key}`: {nearest(str(key), COMPARE_KEYS)}")
+    methods, baseline = content.pop("methods", None), content.pop("baseline", None)
+    chosen = content.pop("seeds", None) or [content.get("seed", 0)]
+    chosen = _checked_seeds(chosen if seeds is None else seeds)
+    if not isinstance(methods, Mapping) or not methods:
+        raise ValueError("a comparison must have `methods`: {name: what it changes}, found none")
+    if baseline is not None and baseline not in methods:
+        hint = nearest(str(baseline), map(str, methods))
+        raise ValueError(f"`baseline` must name a method, found `{baseline}`: {hint}")
+    named = {str(name): _method(str(name), content, change, overrides) for name, change in methods.items()}
+    return Plan(named, chosen, baseline, safe_names(named))
+
+
+def compare(
+    config: Mapping[str, Any] | str | Path,
+    *,
+    overrides: spec.Overrides = (),
+    folder: str | Path | None = None,
+    jobs: int | None = None,
+    seeds: Sequence[int] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Comparison:
+    """Trains every method with every seed and gathers the records.
+
+    Finished runs found in `folder` are not repeated and interrupted ones go on, so a killed comparison is
+    continued by the same call. A run whose stored configuration differs from what is asked for now is
+    refused, before anything is trained, unless `overwrite`.
+
+    Args:
+        config: see `plan`; a mapping or the path of a YAML file.
+        overrides: values that win over every method's, such as ``{"epochs": 3}``.
+        folder: where to store it; ``runs/<name of the file>`` if None.
+        jobs: parallel processes; as many as processors if None.
+        seeds: in place of the configuration's.
+        overwrite: repeat runs whose configuration has changed.
+        progress: show how it goes.
+
+    Raises:
+        ValueError: a wrong configuration, or a folder that holds runs of another one.
+        FileNotFoundError: no such file.
+        OSError: the folder cannot be written.
+        StudyInterrupted: Ctrl-C or SIGTERM; a `KeyboardInterrupt`.
+
+    >>> study = compare("examples/digits.yaml", folder="runs/digits")  # doctest: +SKIP
+    >>> [record.metrics["test"]["left/accuracy"] for record in study.records]  # doctest: +SKIP
+    """
+    made = plan(config, overrides, seeds)
+    if folder is None:
+        folder = Path("runs") / (Path(config).stem if isinstance(config, str | Path) else "comparison")
+    target = Path(folder)
+    todo = list(made.jobs(target))
+    for job in todo if not overwrite else ():
+        check_same(job.folder, job.config)
+    _check_data(job for job in todo if not finished(job.folder))
+    probe(target)
+    _write(made, target)
+    records = run_all(todo, jobs=jobs, overwrite=overwrite, progress=progress)
+    order = {method: index for index, method in enumerate(made.methods)}
+    records.sort(key=lambda record: (order[record.method], made.seeds.index(record.seed)))
+    return Comparison(records, target, made.baseline)
+
+
+def read_comparison(folder: str | Path) -> Comparison:
+    """A study as it stands on disk: the runs its last call asked for, finished or not.
+
+    Args:
+        folder: a study folder, or a run folder, or any folder above such.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no run in it.
+        ValueError: ``study.json`` or a record is damaged.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"a study folder must exist, found no folder {root}")
+    path = root / "study.json"
+    if path.is_file():
+        baseline, places = _read(path)
+        found = [read_record(place) for place in places if (place / "run.json").is_file()]
+    else:
+        baseline, found = None, read_study(root)
+    if not found:
+        raise FileNotFoundError(f"a study folder must hold at least one run, found none in {root}")
+    return Comparison(found, root, baseline)
+
+
+def _method(name: str, base: spec.Config, change: Any, overrides: spec.Overrides) -> spec.Config:
+    try:
+        if change is not None and not isinstance(change, Mapping):
+            raise ValueError(f"it must be a mapping of what it changes, found {change!r}")
+        resolved = spec.resolve(spec.merge(base, change or {}), overrides)
+        spec.build(resolved)  # what its classes refuse is told before anything is written
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"method `{name}`: {error}") from error
+    return resolved
+
+
+def _check_data(todo: Iterable[Job]) -> None:
+    """Loads every data set once, so that missing files are told before anything is written."""
+    known: list[Any] = []
+    for job in todo:
+        if job.config["data"] not in known:
+            known.append(job.config["data"])
+            spec.build(job.config).data.load()
+
+
+def _checked_seeds(seeds: Any) -> list[int]:
+    if not isinstance(seeds, Sequence) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
+        raise ValueError(f"`seeds` must be a list of whole numbers of at least 0, found {seeds!r}")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"`seeds` must be different, found {list(seeds)}")
+    return list(seeds)
+
+
+def _write(made: Plan, folder: Path) -> None:
+    content = {
+        "format": FORMAT, "baseline": made.baseline, "seeds": made.seeds, "methods": made.folders,
+    }  # fmt: skip
+    write_text(folder / "study.json", json.dumps(content, indent=2) + "\n")
+
+
+def _read(path: Path) -> tuple[str | None, list[Path]]:
+    try:
+        content = json.loads(path.read_text())
+        places = [
+            path.parent / folder / f"seed-{seed}" for folder in content["methods"].values() for seed in content["seeds"]
+        ]
+        return content["baseline"], places
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} must describe a study of polytask, found a damaged file ({error})") from error

@@ -1,0 +1,398 @@
+"""One run: train, evaluate and record a configuration in a folder, and load it back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import signal
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from polytask.callback import Callback, UpdateInfo
+from polytask.data.accept import as_source
+from polytask.data.base import Split, Splits
+from polytask.errors import nearest
+from polytask.models.base import Model
+from polytask.studies import spec
+from polytask.studies.store import (
+    LOCK,
+    RunRecord,
+    lock,
+    probe,
+    read_history,
+    read_record,
+    write_record,
+    write_text,
+)
+from polytask.task import Task
+from polytask.training.callbacks.early_stopping import EarlyStopping
+from polytask.training.callbacks.progress import Progress
+from polytask.training.cost import measure
+from polytask.training.history import History
+from polytask.training.run import Interrupted, Run
+from polytask.training.trainer import Trainer
+
+logger = logging.getLogger("polytask")
+
+CHECKPOINT_SECONDS = 5.0
+RECORD_SECONDS = 1.0
+GRID = 121
+POINTS = 500
+FILES = (
+    "config.yaml", "run.json", "history.csv", "weights.safetensors", "tasks.json", "last.ckpt",
+    "interrupted.ckpt", "regions.npz", LOCK,
+)  # fmt: skip
+
+
+def run(
+    config: Mapping[str, Any] | str | Path,
+    folder: str | Path,
+    *,
+    overrides: spec.Overrides = (),
+    method: str = "",
+    overwrite: bool = False,
+    progress: bool = False,
+    wait: float = 0.0,
+    parent: int | None = None,
+) -> RunRecord:
+    """Trains a configuration, evaluates it on validation and test data, and records all in `folder`.
+
+    A folder that already holds this run, finished, is left as it is; one that was interrupted goes on from
+    its checkpoint, exactly.
+
+    Args:
+        config: a train configuration, or the path of its YAML file; see `polytask.studies.spec`.
+        folder: the run folder; made if need be.
+        overrides: values that win over the configuration's, see `polytask.studies.spec.resolve`.
+        method: the name under which a comparison lists the run; the folder's name if empty.
+        overwrite: start afresh where the folder holds a run of another configuration.
+        progress: show a display on a terminal.
+        wait: seconds to wait for another process that works in the folder.
+        parent: the process without which this one has to stop; for workers.
+
+    Returns:
+        The record, also in ``run.json``. A run that breaks during training is recorded as failed, with its
+        error, and raises nothing.
+
+    Raises:
+        ValueError: a wrong configuration, or a folder that holds a run of another one.
+        FileNotFoundError: no such configuration file, or the data set's files are missing.
+        OSError: the folder cannot be written or is in use.
+        Interrupted: Ctrl-C or SIGTERM, after writing a checkpoint.
+    """
+    resolved = spec.resolve(spec.read_config(config), overrides)
+    target = Path(folder)
+    if finished(target) and not different(target, resolved):
+        return read_record(target)
+    record = RunRecord(method or target.name, resolved["seed"], "running", folder=target)
+    with _threads(resolved["threads"]):
+        keeper = _Keeper(record, Progress() if progress else None, parent)
+        built = spec.build(resolved, target, [keeper])
+        splits = built.data.load()  # first: without its files nothing must be written
+        probe(target)
+        with lock(target, wait):
+            if overwrite and different(target, resolved):
+                clear(target)
+            check_same(target, resolved)
+            if finished(target):  # by another process, while this one waited
+                return read_record(target)
+            write_text(target / "config.yaml", spec.dump(resolved))
+            _guarded(built, splits, record)
+    return record
+
+
+def finished(folder: Path) -> bool:
+    """Whether the folder holds a finished run."""
+    return (folder / "run.json").is_file() and read_record(folder).state == "done"
+
+
+def different(folder: Path, resolved: Mapping[str, Any]) -> list[str]:
+    """How the configuration stored in `folder`, if any, differs from this one."""
+    path = folder / "config.yaml"
+    return spec.differences(spec.read_config(path), resolved) if path.is_file() else []
+
+
+def check_same(folder: Path, resolved: Mapping[str, Any]) -> None:
+    """Refuses a folder that holds a run of another configuration."""
+    found = different(folder, resolved)
+    if found:
+        raise ValueError(
+            f"{folder} must hold no run of another configuration, found one that differs in "
+            f"{'; '.join(found[:3])}{' and more' * (len(found) > 3)}: choose another output folder, or overwrite"
+        )
+
+
+def clear(folder: Path) -> None:
+    """Removes the files of a run, and nothing else, from its folder."""
+    for name in FILES:
+        if name != LOCK:
+            (folder / name).unlink(missing_ok=True)
+
+
+def load(folder: str | Path, *, model: Model | None = None, tasks: Sequence[Task] | None = None) -> Trainer:
+    """A trained network, ready to predict and evaluate, from the folder a run or `Trainer.save` left.
+
+    A run folder says in ``config.yaml`` how to build the network; a folder that `Trainer.save` wrote does
+    not, so `model` and `tasks` must be given for it. Weights cannot run code; a configuration names classes
+    and calls them, so load only run folders you trust. No data are read.
+
+    Args:
+        folder: the run folder.
+        model: the network, built as it was; needs `tasks`.
+        tasks: its tasks.
+
+    Returns:
+        A `Trainer` with the kept weights and the run's history.
+
+    Raises:
+        FileNotFoundError: the folder holds no weights, or no configuration and no model is given.
+        ValueError: its files are damaged or do not fit the model.
+
+    >>> trainer = load("runs/digits/joint/seed-0")  # doctest: +SKIP
+    >>> trainer.predict(images)["left"].labels  # doctest: +SKIP
+    """
+    target = Path(folder)
+    if not (target / "weights.safetensors").is_file():
+        raise FileNotFoundError(f"a folder to load must hold weights.safetensors, found none in {target}")
+    if model is not None or tasks is not None:
+        if model is None or tasks is None:
+            raise ValueError("`model` and `tasks` must be given together, found one of them")
+        trainer = Trainer(model, tasks, progress=False)
+    else:
+        trainer = spec.build(_stored(target)).trainer
+    return _filled(trainer, target)
+
+
+def evaluate_run(folder: str, split: str = "test") -> dict[str, float]:
+    """Losses and metrics of a trained run.
+
+    Args:
+        folder: the run folder.
+        split: ``train``, ``validation`` or ``test``.
+
+    Raises:
+        FileNotFoundError: there is no such run, or its data set's files are missing.
+        ValueError: an unknown split, or damaged files.
+    """
+    if split not in Splits._fields:
+        raise ValueError(f"unknown split `{split}`: {nearest(split, Splits._fields)}")
+    config = _stored(Path(folder))
+    with _threads(config["threads"]):
+        built = spec.build(config)
+        return _filled(built.trainer, Path(folder)).evaluate(getattr(built.data.load(), split))
+
+
+def _stored(folder: Path) -> spec.Config:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"a run folder must hold config.yaml, found none in {folder} (polytask.load can be given a model and "
+            "tasks instead)"
+        )
+    return spec.resolve(spec.read_config(path))
+
+
+def _filled(trainer: Trainer, folder: Path) -> Trainer:
+    """The trainer with the folder's weights and history."""
+    _check_tasks(folder, trainer.tasks)
+    trainer.load_weights(folder)
+    if (folder / "history.csv").is_file():
+        trainer.history = read_history(folder / "history.csv")
+    return trainer
+
+
+def _check_tasks(folder: Path, tasks: Mapping[str, Task]) -> None:
+    path = folder / "tasks.json"
+    if not path.is_file():
+        return
+    try:
+        saved = [(entry["name"], entry["kind"], entry["outputs"]) for entry in json.loads(path.read_text())]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must describe tasks, found a damaged file ({error})") from error
+    given = [(task.name, task.describe()["kind"], task.outputs) for task in tasks.values()]
+    if sorted(saved) != sorted(given):
+        raise ValueError(f"the tasks must be those of {path}, {saved}, found {given}")
+
+
+@final
+class _Keeper(Callback):
+    """Keeps the run folder up to date: a checkpoint and a record every few seconds, not every epoch.
+
+    Args:
+        record: the run's record; its `epochs` follow.
+        display: shown besides. It acts through this callback, since the list of callbacks is part of what a
+            resumed run must have in common with the interrupted one, and a terminal is not.
+        parent: the process without which training stops, with a checkpoint.
+    """
+
+    def __init__(self, record: RunRecord, display: Progress | None, parent: int | None) -> None:
+        self._record = record
+        self._display = display
+        self._parent = parent
+        self._saved = self._written = time.monotonic()
+
+    def on_fit_start(self, run: Run) -> None:
+        self._saved = self._written = time.monotonic()
+        if self._display is not None:
+            self._display.on_fit_start(run)
+
+    def on_update(self, run: Run, info: UpdateInfo) -> None:
+        if self._display is not None:
+            self._display.on_update(run, info)
+        if self._parent is not None and os.getppid() != self._parent:
+            run.signal_number = run.signal_number or signal.SIGTERM
+
+    def on_epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
+        if self._display is not None:
+            self._display.on_epoch_end(run, row)
+
+    def on_boundary(self, run: Run) -> None:
+        assert self._record.folder is not None
+        now = time.monotonic()
+        self._record.epochs, self._record.stopped = run.epoch, run.stopped
+        if now - self._written >= RECORD_SECONDS:
+            self._written = now
+            write_record(self._record, self._record.folder)
+        if now - self._saved >= CHECKPOINT_SECONDS or run.stopped or run.epoch == run.epochs:
+            run.save(self._record.folder / "last.ckpt")
+            self._saved = time.monotonic()
+
+    def on_fit_end(self, run: Run) -> None:
+        if self._display is not None:
+            self._display.on_fit_end(run)
+
+    def on_close(self, run: Run) -> None:
+        if self._display is not None:
+            self._display.on_close(run)
+
+
+def _guarded(built: spec.Built, splits: Splits, record: RunRecord) -> None:
+    """Carries the run out; what breaks it is recorded."""
+    assert record.folder is not None
+    record.tasks = [task.describe() for task in built.data.tasks]
+    record.versions = _versions()
+    record.started = datetime.now(UTC).isoformat(timespec="seconds")
+    write_record(record, record.folder)
+    try:
+        _carry_out(built, splits, record)
+        record.state = "done"
+    except Interrupted as interrupted:
+        _note_interruption(record, interrupted)
+        raise
+    except Exception as error:  # whatever a user's own class raises, the other runs of a study go on
+        record.state = "failed"
+        record.error = spec.one_line(error)
+        logger.debug("%s, seed %d failed", record.method, record.seed, exc_info=error)
+    write_record(record, record.folder)
+
+
+def _carry_out(built: spec.Built, splits: Splits, record: RunRecord) -> None:
+    folder, trainer = record.folder, built.trainer
+    assert folder is not None
+    record.cost = _cost(trainer, splits.train)
+    history = trainer.fit(splits.train, splits.validation, epochs=built.epochs, resume=_checkpoint(folder))
+    record.epochs = len(history)
+    record.selected_epoch = _selected(trainer.callbacks) or len(history)
+    _time(record, history)
+    trainer.save(folder)
+    record.metrics = {
+        "validation": trainer.evaluate(splits.validation),
+        "test": trainer.evaluate(splits.test),
+    }
+    write_regions(trainer, splits, folder)
+    (folder / "interrupted.ckpt").unlink(missing_ok=True)
+
+
+def _note_interruption(record: RunRecord, interrupted: Interrupted) -> None:
+    # on resuming there must be no doubt which file is newer
+    assert record.folder is not None
+    os.replace(interrupted.path, record.folder / "last.ckpt")
+    interrupted.path = record.folder / "last.ckpt"
+    write_record(record, record.folder)
+
+
+def _checkpoint(folder: Path) -> Path | None:
+    path = folder / "last.ckpt"
+    return path if path.is_file() else None
+
+
+def _cost(trainer: Trainer, train: Split) -> dict[str, Any]:
+    source = as_source(train, trainer.tasks, batch_size=trainer.batch_size, shuffle=True, where="train")
+    source.bind(trainer.tasks, torch.device("cpu"), "train", trainer.seed)
+    with torch.random.fork_rng(devices=[]):  # dropout in the measured steps draws numbers
+        return measure(trainer, source)
+
+
+def _selected(callbacks: Sequence[Callback]) -> int:
+    """The epoch whose weights an early-stopping callback put back, 0 if there is none."""
+    keepers = [c for c in callbacks if isinstance(c, EarlyStopping) and c.restore_best]
+    return keepers[-1].monitor.best_epoch if keepers else 0
+
+
+def _time(record: RunRecord, history: History) -> None:
+    by_phase: dict[str, list[float]] = {}
+    for row in history:
+        by_phase.setdefault(row["phase"], []).append(row["seconds"])
+    record.seconds = sum(history.column("seconds"))
+    record.seconds_per_epoch = {phase: statistics.median(times) for phase, times in by_phase.items()}
+
+
+def write_regions(trainer: Trainer, splits: Splits, folder: Path) -> None:
+    """For inputs of two numbers, writes what is predicted all over the plane, for pictures: ``regions.npz``.
+
+    Holds ``x`` and ``y`` (121,), the grid over the data's bounding box; ``<task>`` (121, 121), rows along
+    y: the positive class's probability (binary), the label (classification) or the value (regression);
+    ``points`` (at most 500, 2), test inputs, and ``targets_<task>``, their targets.
+    """
+    import numpy as np
+
+    inputs = splits.train.inputs
+    if not isinstance(inputs, Tensor) or inputs.dim() != 2 or inputs.shape[1] != 2:
+        return
+    everything = torch.cat([inputs, splits.test.inputs])
+    low, high = everything.min(0).values, everything.max(0).values
+    x, y = (torch.linspace(low[i].item(), high[i].item(), GRID) for i in (0, 1))
+    grid = torch.cartesian_prod(y, x).flip(1).to(inputs.dtype)  # (121 * 121, 2), x fastest
+    content: dict[str, Any] = {"x": x.numpy(), "y": y.numpy()}
+    for name, prediction in trainer.predict(grid).items():
+        positive = prediction.probabilities is not None and prediction.probabilities.dim() == 1
+        values = prediction.probabilities if positive else prediction.values
+        if values is not None and values.dim() == 1:
+            content[name] = values.reshape(GRID, GRID).cpu().numpy()
+            content[f"targets_{name}"] = splits.test.targets[name][:POINTS].numpy()
+    content["points"] = splits.test.inputs[:POINTS].numpy()
+    with (folder / "regions.npz.part").open("wb") as file:
+        np.savez_compressed(file, **content)
+    os.replace(folder / "regions.npz.part", folder / "regions.npz")
+
+
+def _versions() -> dict[str, Any]:
+    from polytask import __version__
+
+    return {
+        "polytask": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
