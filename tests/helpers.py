@@ -117,7 +117,9 @@ def same(one: Any, other: Any) -> bool:
         )
     if isinstance(one, Mapping):
         keys = [k for k in one if not str(k).endswith("seconds")]
-        return keys == [k for k in other if not str(k).endswith("seconds")] and all(same(one[k], other[k]) for k in keys)
+        return keys == [k for k in other if not str(k).endswith("seconds")] and all(
+            same(one[k], other[k]) for k in keys
+        )
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return repr(one) == repr(other)

@@ -85,17 +85,15 @@ def _summary(text: str) -> str:
 
 def _paper(text: str) -> str:
     link = re.search(r"https?://(?:arxiv\.org|doi\.org)/[^\s>`)]+", text)
-    return link[0].rstrip(".,") if link else ""
+    return link[0].rstrip(".,;:") if link else ""
 
 
 def _needs(cls: Any) -> str:
-    """In words, what the class says about itself: evidence, a boundary, files."""
+    """In words, what the class says about itself: evidence or files."""
     if issubclass(cls, Balancer):
         flags = {"LOSSES": "losses", "GRAMIAN": "task gradients", "JACOBIAN": "task gradients"}
         flags["LOSSES_AFTER"] = "losses after the step"
         return ", ".join(dict.fromkeys(flags.get(flag.name or "", "") for flag in cls.needs))
-    if issubclass(cls, Model):
-        return "" if cls.boundary else "no feature boundary"
     if issubclass(cls, DataSet) and cls.files:
         return "files"
     return ""

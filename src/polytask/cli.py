@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 # whatever needs torch is imported inside the commands, so that `--help` answers at once
 
+COMPARE_HELP = (
+    "The file of a comparison holds these settings as defaults, and besides: methods: {name: the settings it "
+    "changes}; seeds: [0, 1, 2]; baseline: the method that others are measured against. --seeds takes a list such "
+    "as 0,1,2. Settings given on the command line hold for every method."
+)
 ERROR = 2
 SOME_FAILED = 1
 
@@ -247,6 +252,7 @@ def _configured_help(command: str, valued: Sequence[str], flags: Sequence[str]) 
     parser = parser_for_train(f"polytask {command}")
     own = [f"[{option} {option.strip('-').upper()}]" for option in valued] + [f"[{flag}]" for flag in flags]
     parser.usage = f"polytask {command} CONFIG.yaml {' '.join(own)} [--any.setting VALUE ...]"
+    parser.epilog = COMPARE_HELP if command == "compare" else None
     parser.print_help()
     raise SystemExit(0)
 

@@ -457,7 +457,7 @@ def multilabel(
     >>> multilabel("tags", 5).outputs
     5
     """
-    at_least("count", count, 1)
+    at_least("count", count, 2)
     if positive_weights is not None and (len(positive_weights) != count or min(positive_weights) <= 0):
         raise ValueError(
             f"`positive_weights` must be {count} factors above 0, found {list(positive_weights)}"

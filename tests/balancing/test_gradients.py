@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import data, network, sgd, trainer, weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import polytask as pt
-from tests.helpers import data, network, sgd, trainer, weights
 
 
 def _losses(model: nn.Module, x: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:

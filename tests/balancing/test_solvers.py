@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from tests.inputs import HARD
 from torch import Tensor
 
 from polytask.balancing.solvers import min_norm_weights
-from tests.inputs import HARD
 
 
 def check_kkt(jacobian: Tensor, weights: Tensor, tolerance: float = 1e-7) -> None:

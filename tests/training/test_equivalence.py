@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.helpers import adam, data, heads, network, same, sgd, trainer, trunk, weights
 from torch import Tensor
 from torch.nn import functional as F
 
 import polytask as pt
 from polytask.data.source import derived_seed, permutation
-from tests.helpers import adam, data, heads, network, same, sgd, tasks, trainer, trunk, weights
 
 ATE = pt.schedules.AlternateEpochs
 SAT = pt.schedules.AlternateBatches
@@ -167,9 +167,7 @@ def test_fresh_alternation_gives_each_block_every_other_batch_across_epochs():
 def test_single_task_towers_equal_independent_trainings(optimizer: Any):
     x, y = data(24)
     together = pt.models.SingleTask(trunk(), heads())
-    apart = {
-        name: pt.models.HardSharing(trunk(), {name: heads(name)[name]}) for name in "ab"
-    }
+    apart = {name: pt.models.HardSharing(trunk(), {name: heads(name)[name]}) for name in "ab"}
     for name, model in apart.items():
         model.trunk.load_state_dict(together.towers[name].state_dict())
         model.heads[name].load_state_dict(together.heads[name].state_dict())

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import Rows, SaveAll, adam, data, loader, network, same, trainer, weights
 from torch import Tensor, nn
 
 import polytask as pt
-from tests.helpers import Rows, SaveAll, adam, data, loader, network, same, trainer, weights
 
 ATE = pt.schedules.AlternateEpochs(1, 2)
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import Witness, adam, data, network, same, sgd, trainer, weights
 from torch import nn
 
 import polytask as pt
-from tests.helpers import Witness, adam, data, network, same, sgd, trainer, weights
 
 OPTIMIZERS = {
     "sgd": sgd(),
@@ -186,5 +186,3 @@ def test_validation_leaves_every_bit_alone():
         trainer(network("norm+dropout", "ab"), schedule=schedule, callbacks=[Look()]).fit(
             data(), data(9, seed=1), epochs=4
         )
-
-

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.helpers import Interrupter, SaveAll, Stream, adam, data, loader, network, same, sgd, trainer, weights
 from torch import nn
 
 import polytask as pt
 from polytask.training.checkpoint import read
-from tests.helpers import Interrupter, SaveAll, Stream, adam, data, loader, network, same, sgd, trainer, weights
 
 lr = torch.optim.lr_scheduler
 EPOCHS = 3

@@ -65,19 +65,27 @@ def _aggregate(
     shared: Sequence[Parameter],
     specific: Sequence[Parameter],
 ) -> Tensor:
-    rows = []
+    rows: list[Tensor] = []
+    reaching: list[int] = []  # an objective that the shared block cannot serve has no say in how it moves
     for index, (total, scale) in enumerate(zip(totals, scales, strict=True)):
         gradients = torch.autograd.grad(
             total, (*shared, *specific), _start(total, 1.0, scale),
             retain_graph=index < len(totals) - 1, allow_unused=True,
         )  # fmt: skip
-        rows.append(_flatten(gradients[: len(shared)], shared))
+        if any(gradient is not None for gradient in gradients[: len(shared)]):
+            rows.append(_flatten(gradients[: len(shared)], shared))
+            reaching.append(index)
         _accumulate(specific, gradients[len(shared) :])
+    everywhere = torch.ones(len(totals), dtype=shared[0].dtype, device=shared[0].device)
+    if not rows:
+        return everywhere
+    if len(rows) < len(totals):
+        evidence.names = [evidence.names[index] for index in reaching]
+        evidence.values = None if evidence.values is None else [evidence.values[index] for index in reaching]
     evidence.jacobian = torch.stack(rows)
-    weights = balancer.combine(evidence)
-    weights = torch.as_tensor(weights, dtype=evidence.jacobian.dtype, device=evidence.jacobian.device)
+    weights = torch.as_tensor(balancer.combine(evidence)).to(evidence.jacobian)
     _accumulate(shared, _unflatten(weights @ evidence.jacobian, shared))
-    return weights
+    return weights if len(rows) == len(totals) else everywhere.index_copy(0, torch.tensor(reaching).to(everywhere.device), weights)
 
 
 def _flatten(gradients: Iterable[Tensor | None], parameters: Sequence[Parameter]) -> Tensor:

@@ -19,9 +19,12 @@ def min_norm_weights(gramian: Tensor) -> Tensor:
         gramian: (K, K), symmetric positive semidefinite, on any device (solved on the host).
 
     Returns:
-        (K,) non-negative weights that sum to 1, in the Gramian's dtype and on its device.
+        (K,) non-negative weights that sum to 1, in the Gramian's dtype and on its device; NaN if an entry of
+        the Gramian is not finite.
     """
     matrix = gramian.detach().cpu().double().numpy()
+    if not np.isfinite(matrix).all():
+        return torch.full_like(gramian.diagonal(), torch.nan)
     weights = _min_norm_pair(matrix) if len(matrix) == 2 else _min_norm_wolfe(matrix)
     return torch.as_tensor(weights, dtype=gramian.dtype, device=gramian.device)
 

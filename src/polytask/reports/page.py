@@ -81,13 +81,14 @@ def html(summary: Summary, title: str | None = None) -> str:
     """
     heading = title or _title(summary)
     drawn = charts(summary)
+    records = [run for method in summary.methods for run in method.runs]
     body = "\n".join([
         f"<header><h1>{escape(heading)}</h1>{_compared(summary)}</header>",
         "<main>",
         _tables(summary),
         _failures(summary),
         _legend(summary, drawn),
-        *_sections(drawn),
+        *_sections(drawn, single=len(records) == 1),
         _notes(summary),
         _settings(summary),
         "</main>",
@@ -162,8 +163,14 @@ def _compared(summary: Summary) -> str:
         span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
         facts.append(("Epochs trained", span + (f" ({early} of {len(done)} runs stopped early)" if early else "")))
         facts.append(("Training time", f"{_duration(sum(run.seconds for run in done))} over the finished runs"))
-    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts)
-    return f'<dl class="facts">{items}</dl>'
+    return f'<dl class="facts">{_facts(facts)}</dl>'
+
+
+def _facts(facts: Sequence[tuple[str, str]]) -> str:
+    def wide(text: str) -> str:
+        return ' class="wide"' if len(text) > 70 else ""
+
+    return "".join(f"<div{wide(t)}><dt>{escape(n)}</dt><dd>{escape(t)}</dd></div>" for n, t in facts)
 
 
 def _roles(summary: Summary) -> str:
@@ -210,12 +217,12 @@ def _tables(summary: Summary) -> str:
     title = f"{summary.split.capitalize()} figures"
     figures = _table("Figures", "figures", rows, figure_columns(summary), summary)
     costs = _table("Costs", "costs", rows, cost_columns(summary), summary)
-    phases = _table("Costs by phase", "phase-costs", *phase_table(summary), summary)
+    by_phase = phase_table(summary)
+    phases = f"<h3>By phase</h3>{_table('Costs by phase', 'phase-costs', *by_phase, summary)}" if by_phase[0] else ""
     marks = _marks(summary.reference) if summary.reference and several else ""
     return (
         f'<section aria-labelledby="h-figures"><h2 id="h-figures">{title}</h2>{figures}{marks}</section>'
-        f'<section aria-labelledby="h-costs"><h2 id="h-costs">Costs</h2>{costs}'
-        f"<h3>By phase</h3>{phases}</section>"
+        f'<section aria-labelledby="h-costs"><h2 id="h-costs">Costs</h2>{costs}{phases}</section>'
     )
 
 
@@ -287,7 +294,7 @@ def _legend(summary: Summary, drawn: Sequence[Chart]) -> str:
     return f'{empty}<div class="legend" role="group" aria-label="Methods in the charts">{label}{buttons}</div>'
 
 
-def _sections(drawn: Sequence[Chart]) -> Iterable[str]:
+def _sections(drawn: Sequence[Chart], *, single: bool) -> Iterable[str]:
     for section in dict.fromkeys(chart.section for chart in drawn):
         key = "h-" + section.lower().replace(" ", "-")
         shown = [chart for chart in drawn if chart.section == section]
@@ -295,10 +302,16 @@ def _sections(drawn: Sequence[Chart]) -> Iterable[str]:
         stripes = "<p class='hint stripes' hidden></p>" if section == "Learning curves" else ""
         yield (
             f'<section aria-labelledby="{key}"><h2 id="{key}">{section}</h2>'
-            f'<p class="hint">{_INTRODUCTIONS[section]}</p>{stripes}{switch}'
+            f'<p class="hint">{_introduction(section, single)}</p>{stripes}{switch}'
             f'<div class="charts{" small" if section == "Decision regions" else ""}">'
             f"{''.join(map(_chart, shown))}</div></section>"
         )
+
+
+def _introduction(section: str, single: bool) -> str:
+    if single and section == "Learning curves":
+        return "Figures are taken at each epoch's end."
+    return _INTRODUCTIONS[section]
 
 
 _SWITCH = (
@@ -331,11 +344,10 @@ def _settings(summary: Summary) -> str:
     if started:
         span = dict.fromkeys((started[0], started[-1]))
         facts.append(("started (UTC)", " to ".join(span)))
-    items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in facts)
     configs = "".join(_details(method) for method in summary.methods)
     return (
         '<section aria-labelledby="h-settings"><h2 id="h-settings">Settings</h2>'
-        f'<dl class="facts">{items}</dl>{_every_run(summary)}{configs}</section>'
+        f'<dl class="facts">{_facts(facts)}</dl>{_every_run(summary)}{configs}</section>'
     )
 
 
@@ -354,7 +366,7 @@ def _every_run(summary: Summary) -> str:
     for method in summary.methods:
         for run in method.runs:
             values = run.metrics.get(summary.split, {})
-            shown = [f"{values[key]:.5g}" if key in values else "–" for key in metrics]
+            shown = ["–" if values.get(key) is None else f"{values[key]:.5g}" for key in metrics]
             rows.append([
                 method.name, str(run.seed), run.state, *shown, str(run.epochs), str(run.selected_epoch),
                 f"{run.seconds:.1f}", run.stopped or run.error or "–",

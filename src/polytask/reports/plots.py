@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from polytask.reports.summary import Figure, Method, Summary, summarize
 from polytask.studies.store import RunRecord
+from polytask.task import MISSING_CLASS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,9 +24,11 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8
 DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up")
 
-MOST_POINTS = 600
+MOST_POINTS = 200_000
+"""Points of all learning curves together, and of one line at least and at most: a page must stay light."""
+FEWEST_IN_LINE, MOST_IN_LINE = 120, 600
 MOST_STRIPES = 80
-MOST_REGION_POINTS = 300
+MOST_REGION_POINTS = 500
 
 
 @dataclass
@@ -114,7 +117,9 @@ def learning_curves_png(
         axes = canvas.add_subplot(rows, columns, number + 1)
         _draw(axes, curves, title, column, logarithmic)
     handles, labels = canvas.axes[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False)
+    canvas.legend(
+        handles, labels, loc="outside lower center", ncols=max(min(len(labels), 2 * columns), 1), frameon=False
+    )
     target = Path(path)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
     canvas.savefig(temporary, dpi=dpi, format=target.suffix.lstrip(".") or "png")
@@ -137,7 +142,12 @@ def _draw(axes: Axes, curves: Sequence[_Curves], title: str, column: str, logari
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if logarithmic:
+        from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _histories(summary: Summary) -> list[_Curves]:
@@ -168,7 +178,8 @@ def _panels(summary: Summary, curves: Sequence[_Curves]) -> list[tuple[str, str,
 
 
 def _spans_decades(curves: Sequence[_Curves], column: str) -> bool:
-    values = [t[column].dropna() for c in curves for t in c.tables.values() if column in t]
+    columns = [t[column] for c in curves for t in c.tables.values() if column in t]
+    values = [column[column.abs() < math.inf] for column in columns]
     low = min((v.min() for v in values if len(v)), default=0.0)
     high = max((v.max() for v in values if len(v)), default=0.0)
     return bool(low > 0 and high / low > 5)
@@ -194,14 +205,14 @@ def _clock(table: pd.DataFrame) -> pd.Series:
     return pd.Series(table["seconds"]).cumsum()
 
 
-def _thin(values: Sequence[float]) -> list[int]:
+def _thin(values: Sequence[float], most: int) -> list[int]:
     """Which points of a long line to keep: each bucket's lowest and highest.
 
     Taking every n-th would see only one phase of a method that alternates with the same period.
     """
-    if len(values) <= MOST_POINTS:
+    if len(values) <= most:
         return list(range(len(values)))
-    size = math.ceil(2 * len(values) / MOST_POINTS)
+    size = math.ceil(2 * len(values) / most)
     kept = {0, len(values) - 1}
     for start in range(0, len(values), size):
         bucket = [i for i in range(start, min(start + size, len(values))) if not math.isnan(values[i])]
@@ -211,11 +222,11 @@ def _thin(values: Sequence[float]) -> list[int]:
 
 
 def _line(
-    curve: _Curves, label: str, points: tuple[Sequence[float], Sequence[float], Sequence[float]], thin: bool
+    curve: _Curves, label: str, points: tuple[Sequence[float], Sequence[float], Sequence[float]], thin: bool, most: int
 ) -> dict[str, Any]:
     colour, dash, _ = style(curve.number)
     epochs, seconds, values = points
-    kept = _thin(values)
+    kept = _thin(values, most)
     return {
         "type": "scatter",
         "mode": "lines" if len(values) > 1 else "markers",
@@ -236,11 +247,13 @@ def _short(value: float) -> float | None:
 
 
 def _learning(summary: Summary, curves: Sequence[_Curves]) -> Iterator[Chart]:
-    stripes = _stripes(curves)
-    for number, (title, column, logarithmic) in enumerate(_panels(summary, curves)):
+    stripes, panels = _stripes(curves), _panels(summary, curves)
+    lines = sum(len(curve.tables) + 1 for curve in curves) * len(panels)
+    most = min(max(MOST_POINTS // max(lines, 1), FEWEST_IN_LINE), MOST_IN_LINE)
+    for number, (title, column, logarithmic) in enumerate(panels):
         data: list[dict[str, Any]] = []
         for curve in curves:
-            data += _lines(curve, column)
+            data += _lines(curve, column, most)
         yaxis = {"type": "log", **_log_ticks(data)} if logarithmic else {"type": "linear"}
         layout = _layout(xaxis={"title": {"text": "epoch"}}, yaxis=yaxis)
         layout["meta"] = {"stripes": stripes}
@@ -258,15 +271,15 @@ def _log_ticks(data: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def _lines(curve: _Curves, column: str) -> Iterator[dict[str, Any]]:
+def _lines(curve: _Curves, column: str, most: int) -> Iterator[dict[str, Any]]:
     name = _tag(curve.method.name)
     tables = {seed: table for seed, table in curve.tables.items() if column in table}
     for seed, table in tables.items() if len(tables) > 1 else ():
         points = (table.index.tolist(), _clock(table).tolist(), table[column].tolist())
-        yield _line(curve, f"{name}, seed {seed}", points, thin=True)
+        yield _line(curve, f"{name}, seed {seed}", points, thin=True, most=most)
     if tables:
         label = f"{name}, mean of {len(tables)} seeds" if len(tables) > 1 else name
-        yield _line(curve, label, _mean(list(tables.values()), column), thin=False)
+        yield _line(curve, label, _mean(list(tables.values()), column), thin=False, most=most)
 
 
 def _phase_names(table: pd.DataFrame) -> list[str]:
@@ -305,8 +318,8 @@ def _stripes(curves: Sequence[_Curves]) -> list[dict[str, Any]]:
 def _phases(curves: Sequence[_Curves]) -> Iterator[Chart]:
     longest = [(curve, max(curve.tables.values(), key=len)) for curve in curves]
     shown = [(c, names) for c, t in longest if len(set(names := _phase_names(t))) > 1]
-    if not shown:
-        return
+    if not shown or _stripes(curves):
+        return  # stripes behind the curves say the same
     phases = list(dict.fromkeys(phase for _, row in shown for phase in row))
     colours = ["#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#888888"]
     rows = [_label(curve.method.name) for curve, _ in shown]
@@ -385,7 +398,7 @@ def _tradeoff(summary: Summary) -> Iterator[Chart]:
         return
     layout = _layout(
         xaxis={"title": {"text": f"{_tag(first.task)}: {_tag(first.name)} ({first.direction})"}, "nticks": 7},
-        yaxis={"title": {"text": f"{_tag(second.task)}: {_tag(second.name)} ({second.direction})"}},
+        yaxis={"title": {"text": f"{_tag(second.task)}: {_tag(second.name)} ({second.direction})", "standoff": 14}},
     )
     title = f"{first.task} against {second.task} ({summary.split})"
     about = f"Scatter of {first.key} against {second.key}: small marks are runs, large ones means with spread."
@@ -423,13 +436,21 @@ def _regions(summary: Summary) -> Iterator[Chart]:
         run = next((r for r in method.done if r.folder and (r.folder / "regions.npz").is_file()), None)
         arrays = {} if run is None else _arrays(run)
         for position, task in enumerate(tasks):
-            if run is None or task not in arrays or not {"x", "y"} <= set(arrays):
+            if run is None or not _drawable(arrays, task):
                 continue
             title = f"{method.name}: {task}" + (f" (seed {run.seed})" if len(method.runs) > 1 else "")
             about = f"Map of what {method.name} predicts for {task} over the plane, with test points."
             data, layout = _region(arrays, tasks[task])
             key = f"region-{number}-{position}"
-            yield Chart(key, "Decision regions", title, about, data, layout, 300, method=number)
+            yield Chart(key, "Decision regions", title, about, data, layout, 270, method=number)
+
+
+def _drawable(arrays: dict[str, np.ndarray], task: str) -> bool:
+    import numpy as np
+
+    if not {"x", "y", task} <= set(arrays):
+        return False
+    return arrays[task].size == np.unique(arrays["x"]).size * np.unique(arrays["y"]).size > 1
 
 
 def _arrays(run: RunRecord) -> dict[str, np.ndarray]:
@@ -455,7 +476,8 @@ def _region(arrays: dict[str, np.ndarray], task: dict[str, Any]) -> tuple[list[d
     }]  # fmt: skip
     points, targets = arrays.get("points"), arrays.get(f"targets_{task['name']}")
     if points is not None and targets is not None:
-        kept = np.linspace(0, len(points) - 1, min(len(points), MOST_REGION_POINTS)).astype(int)
+        known = np.flatnonzero(np.isfinite(targets.astype(float).ravel()) & (targets.ravel() != MISSING_CLASS))
+        kept = known[:: math.ceil(max(len(known), 1) / MOST_REGION_POINTS)]
         data.append({
             "type": "scatter", "mode": "markers", "x": points[kept, 0].astype(np.float32),
             "y": points[kept, 1].astype(np.float32), "name": "test points",
@@ -505,8 +527,11 @@ def _tag(text: str) -> str:
 
 
 def _label(name: str, length: int = 22) -> str:
-    """A method's name short enough for an axis."""
-    return _tag(name if len(name) <= length else f"{name[: length - 1]}…")
+    """A method's name short enough for an axis; names that differ often do so at an end, so both ends stay."""
+    if len(name) <= length:
+        return _tag(name)
+    half = (length - 1) // 2
+    return _tag(f"{name[: length - 1 - half]}…{name[-half:]}")
 
 
 def page_json(drawn: Sequence[Chart]) -> str:

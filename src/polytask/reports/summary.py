@@ -332,7 +332,7 @@ def _refusal(method: Values, baseline: Values, figures: Sequence[Figure]) -> str
         if not values:
             return f"{who} has no finished run"
         for figure in figures:
-            if any(not math.isfinite(row.get(figure.key, math.nan)) for row in values.values()):
+            if any(not _finite(row.get(figure.key)) for row in values.values()):
                 return f"{who} has a run without a finite {figure.key}"
     for figure in figures:
         base = Estimate.of(row[figure.key] for row in baseline.values())
@@ -341,6 +341,10 @@ def _refusal(method: Values, baseline: Values, figures: Sequence[Figure]) -> str
         if lowest < NEAR_ZERO or abs(base.mean) <= (base.spread or 0.0):
             return f"the baseline's {figure.key} is too near 0 ({base.mean:.3g})"
     return ""
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def _tasks(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
@@ -403,10 +407,12 @@ def _fill_figures(summary: Summary) -> None:
 
 
 def _figure(values: Values, figure: Figure) -> Estimate:
-    found = [row[figure.key] for row in values.values() if row.get(figure.key) is not None]
-    if found or not values:
-        return Estimate.of(found) if values else Estimate(reason="no finished run")
-    return Estimate(reason="not recorded")
+    if not values:
+        return Estimate(reason="no finished run")
+    found = [row.get(figure.key) for row in values.values()]
+    if all(value is None for value in found):
+        return Estimate(reason="not recorded")
+    return Estimate.of(math.nan if value is None else value for value in found)
 
 
 def compare(one: Estimate, other: Estimate, higher_is_better: bool) -> str:
@@ -462,16 +468,20 @@ def _delta(
 
 
 def _all_figures(summary: Summary) -> list[Figure]:
-    """Metrics and losses, without the losses that are their task's metric under another name."""
+    """Metrics and losses, without losses that no run recorded or that are their task's metric under another name."""
     finished = [run.metrics.get(summary.split, {}) for m in summary.methods for run in m.done]
 
     def same(metric: Figure, loss: Figure) -> bool:
-        pairs = [(row[metric.key], row[loss.key]) for row in finished if {metric.key, loss.key} <= set(row)]
+        pairs = [
+            (row[metric.key], row[loss.key])
+            for row in finished
+            if _finite(row.get(metric.key)) and _finite(row.get(loss.key))
+        ]
         return bool(pairs) and all(math.isclose(a, b, rel_tol=1e-5) for a, b in pairs)
 
     kept = [
         loss for metric, loss in zip(summary.metrics, summary.losses, strict=True)
-        if metric.key != loss.key and not same(metric, loss)
+        if metric.key != loss.key and any(loss.key in row for row in finished) and not same(metric, loss)
     ]  # fmt: skip
     return [*summary.metrics, *kept]
 

@@ -68,10 +68,11 @@ def markdown(records: Sequence[RunRecord], baseline: str | None = None, referenc
         ValueError: the records cannot be compared.
     """
     summary = summarize(records, baseline, reference)
+    by_phase = phase_table(summary)
     parts = [
         _markdown_table("method", names(summary), figure_columns(summary)),
         _markdown_table("method", names(summary), cost_columns(summary)),
-        _markdown_table("method", *phase_table(summary)),
+        *([_markdown_table("method", *by_phase)] if by_phase[0] else []),
         "\n".join(f"- {_markdown_text(note)}" for note in notes(summary)),
     ]
     if summary.unfinished:
@@ -323,7 +324,9 @@ class _Terminal:
         rows = names(self.summary)
         yield from _blocks(rows, figure_columns(self.summary), options.max_width)
         yield from _blocks(rows, cost_columns(self.summary), options.max_width)
-        yield from _blocks(*phase_table(self.summary), options.max_width)
+        by_phase = phase_table(self.summary)
+        if by_phase[0]:
+            yield from _blocks(*by_phase, options.max_width)
         for note in notes(self.summary):
             yield Text(f"• {note}", style="dim")
         for run in self.summary.unfinished:
@@ -349,7 +352,7 @@ def _blocks(rows: Sequence[str], columns: Sequence[Column], width: int) -> Itera
 
 
 def _heading(column: Column) -> list[str]:
-    return [*column.heading.split(" ", 1), *column.note.split(", ")]
+    return [line for line in (*column.heading.split(" ", 1), *column.note.split(", ")) if line]
 
 
 def _rich_table(rows: Sequence[str], columns: Sequence[Column], lead: int) -> RenderableType:
@@ -358,9 +361,9 @@ def _rich_table(rows: Sequence[str], columns: Sequence[Column], lead: int) -> Re
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", max_width=lead, overflow="fold")
+    table.add_column("method", max_width=lead, overflow="fold", vertical="bottom")
     for column in columns:
-        table.add_column(Text("\n".join(_heading(column))), justify="right")
+        table.add_column(Text("\n".join(_heading(column))), justify="right", vertical="bottom")
     styles = {"better": "green", "worse": "red", "": ""}
     for i, name in enumerate(rows):
         cells = [column.cells[i] for column in columns]

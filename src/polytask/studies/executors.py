@@ -80,18 +80,14 @@ def run_all(
     at_least("jobs", count, 1)
     records: dict[int, RunRecord] = {}
     try:
-        with _terminable(), _Display(todo, progress) as display:
+        with _stoppable(todo), _Display(todo, progress) as display:
             for index, record in _results(todo, min(count, len(todo)), overwrite):
                 records[index] = record
                 display.finished(record, len(records))
     except Interrupted as interrupted:
         raise StudyInterrupted(interrupted.signal_number, len(records), len(todo)) from None
-    except _Terminated:
-        _stop_workers(todo)
-        raise StudyInterrupted(signal.SIGTERM, len(records), len(todo)) from None
-    except KeyboardInterrupt:
-        _stop_workers(todo)
-        raise StudyInterrupted(signal.SIGINT, len(records), len(todo)) from None
+    except _Stopped as stopped:
+        raise StudyInterrupted(stopped.number, len(records), len(todo)) from None
     return [records[index] for index in range(len(todo))]
 
 
@@ -137,8 +133,8 @@ def _stop_workers(todo: Sequence[Job]) -> None:
     """Asks this process's workers for checkpoints, and waits for them for a while."""
 
     def held() -> list[int]:
-        holders = (lock_holder(job.folder, parent=os.getpid()) for job in todo)
-        return [holder for holder in holders if holder not in (None, os.getpid())]
+        holders = (lock_holder(job.folder) for job in todo)
+        return [holder["process"] for holder in holders if holder and holder["parent"] == os.getpid()]
 
     for process in held():
         try:
@@ -150,25 +146,38 @@ def _stop_workers(todo: Sequence[Job]) -> None:
         time.sleep(0.1)
 
 
-class _Terminated(BaseException):
-    pass
+class _Stopped(BaseException):
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises, so that workers are stopped too; only the main thread may say so."""
+def _stoppable(todo: Sequence[Job]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop the workers, with checkpoints, then raise; a second one acts at once.
+
+    The workers are stopped inside the handler, since joblib kills them as soon as an exception passes it.
+    Only the main thread may handle signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def terminate(number: int, frame: Any) -> None:
-        raise _Terminated
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    def stop(number: int, frame: Any) -> None:
+        restore()
+        _stop_workers(todo)
+        raise _Stopped(number)
+
+    for number in previous:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        restore()
 
 
 class _Display:

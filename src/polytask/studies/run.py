@@ -128,7 +128,7 @@ def check_same(folder: Path, resolved: Mapping[str, Any]) -> None:
     if found:
         raise ValueError(
             f"{folder} must hold no run of another configuration, found one that differs in "
-            f"{'; '.join(found[:3])}{' and more' * (len(found) > 3)}: choose another output folder, or overwrite"
+            f"{'; '.join(found[:3])}{' and more' * (len(found) > 3)}: choose another output folder, or overwrite this one"
         )
 
 

@@ -8,6 +8,7 @@ configuration names classes and calls them, so it is code: run only those you tr
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import inspect
 import io
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace
 
 from polytask.callback import Callback
 from polytask.data.base import DataSet
@@ -203,12 +204,13 @@ def as_words(overrides: Overrides) -> list[str]:
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
 
 
+@functools.cache
 def parser_for_train(prog: str = "polytask") -> ArgumentParser:
     """The parser of train configurations, made from the signatures of `Trainer` and of the classes named."""
     for package in OUR_CLASSES:
         importlib.import_module(package)  # a class is found by its bare name only once it is imported
     parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="the configuration file")
+    parser.add_argument("--config", action="config", help=SUPPRESS)
     parser.add_argument("--data", type=DataSet, required=True, help="the data set")
     parser.add_argument("--model", type=Model, required=True, help="the network")
     parser.add_class_arguments(Trainer, "trainer", skip=set(NOT_CONFIGURED), instantiate=False)
@@ -267,7 +269,9 @@ def one_line(error: BaseException) -> str:
     reason = re.sub(r"^Type \S+.* expects a function or a callable class: ", "", reason)
     reason = re.sub(r"<class '([^']+)'>", r"\1", reason).replace("Expected", "expected")
     missing = re.match(r"expected a dot import path string: (\S+)$", reason)
-    if missing:
+    if missing and missing[1] in our_classes():
+        reason = f"another kind of class is expected, found `{missing[1]}`"
+    elif missing:
         reason = f"there is no class `{missing[1]}`: {_hint(missing[1], our_classes())}"
     return f"`{keys}`: {reason}" if keys else reason
 
@@ -299,9 +303,11 @@ def _parse(parser: ArgumentParser, words: list[str]) -> Namespace:
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         if unknown:
             raise ValueError(f"unknown option `{unknown[1]}`: {_hint(unknown[1], _options(parser))}") from error
-        missing = re.search(r'[Kk]ey "(\w+)" is required', message)
+        missing = re.match(r"the following arguments are required: (.+)", message)
         if missing:
-            raise ValueError(f"a configuration must have the key `{missing[1]}`, found none") from error
+            raise ValueError(
+                f"a configuration must have the keys `data`, `model` and `epochs`, found no `{missing[1]}`"
+            ) from error
         raise ValueError(one_line(error)) from error
 
 

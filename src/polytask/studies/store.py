@@ -16,7 +16,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -202,7 +202,8 @@ def lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
         end = time.monotonic() + wait
         while not _try_lock(file):
             if time.monotonic() > end:
-                raise Locked(f"{folder} must not be in use, found it held by process {lock_holder(folder) or '?'}")
+                holder = lock_holder(folder) or {"process": "unknown"}
+                raise Locked(f"{folder} must not be in use, found it held by process {holder['process']}")
             time.sleep(0.1)
         file.truncate(0)
         file.write(json.dumps({"process": os.getpid(), "parent": os.getppid()}))
@@ -213,15 +214,18 @@ def lock(folder: Path, wait: float = 0.0) -> Iterator[None]:
             file.truncate(0)
 
 
-def lock_holder(folder: Path, parent: int | None = None) -> int | None:
-    """The process that holds a run folder, None if there is none (or it is no child of `parent`)."""
-    try:
-        content = json.loads((folder / LOCK).read_text())
-    except (OSError, ValueError):
+def lock_holder(folder: Path) -> dict[str, int] | None:
+    """The ``process`` that holds a run folder now and its ``parent``, None if there is none."""
+    path = folder / LOCK
+    if fcntl is None or not path.is_file():
         return None
-    if parent is not None and content["parent"] != parent:
-        return None
-    return content["process"]
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with suppress(ValueError):
+                return json.loads(file.read())
+    return None  # what a killed process wrote stays in the file, but its lock does not
 
 
 def _try_lock(file: IO[str]) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,8 +62,12 @@ def read(path: str | Path) -> dict[str, Any]:
     if not target.is_file():
         raise FileNotFoundError(f"a checkpoint to resume from must exist, found no file {target}")
     try:
-        content = torch.load(target, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch comments on foreign pickles before it refuses them
+            content = torch.load(target, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except Exception as error:  # a damaged file may fail in any way, OSError included
         raise ValueError(
             f"{target} must be a polytask checkpoint, found a damaged or foreign file ({_first_line(error)})"
         ) from error

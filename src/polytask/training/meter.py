@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polytask.objective import Objective
 from polytask.task import Task
 
 
@@ -17,10 +18,17 @@ class Meter:
     Args:
         tasks: tasks by name.
         metrics: whether predictions are kept for the tasks' metrics.
+        objectives: terms beside the tasks, by name.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], metrics: bool = True) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        metrics: bool = True,
+        objectives: Mapping[str, Objective] | None = None,
+    ) -> None:
         self._tasks = tasks
+        self._weights = {name: each.weight for name, each in {**tasks, **(objectives or {})}.items()}
         self._metrics = metrics
         self._built: dict[str, Any] = {}
         self.reset()
@@ -55,8 +63,7 @@ class Meter:
     def figures(self) -> dict[str, float]:
         """``loss`` (weighted sum over tasks and objectives seen), ``<task>/loss``, ``<task>/<metric>``."""
         losses = self.losses()
-        weights = {name: self._tasks[name].weight if name in self._tasks else 1.0 for name in losses}
-        row = {"loss": sum(weights[name] * value for name, value in losses.items())} if losses else {}
+        row = {"loss": sum(self._weights[name] * value for name, value in losses.items())} if losses else {}
         for name, value in losses.items():
             row[f"{name}/loss"] = value
             if name in self._outputs:

@@ -208,7 +208,8 @@ def _matches(name: str, prefix: str) -> bool:
 def _names(optimizer: Optimizer, part: str) -> list[str]:
     groups = optimizer.param_groups
     plain = [part or "all"] if len(groups) == 1 else [f"{part or 'group'}{i}" for i in range(len(groups))]
-    return [str(group.get("name", name)) for group, name in zip(groups, plain, strict=True)]
+    given = [str(group.get("name", name)) for group, name in zip(groups, plain, strict=True)]
+    return [part if part and name == "rest" else name for name in given]  # two optimizers, each with a rest
 
 
 def _make(factory: OptimizerFactory, parameters: list[Any]) -> Optimizer:

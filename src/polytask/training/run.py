@@ -77,7 +77,7 @@ class Run:
             self.model, trainer.tasks, trainer.objectives, trainer.balancer, self.freezer,
             self.optimizers, trainer.autocast,
         )  # fmt: skip
-        self._meter = Meter(trainer.tasks, trainer.train_metrics)
+        self._meter = Meter(trainer.tasks, trainer.train_metrics, trainer.objectives)
         self._validation_meter = Meter(trainer.tasks)
         self._caches = FeatureCaches(
             trainer.cache_features, trainer.cache_limit, self._frozen_features, self.model.boundary,
@@ -311,7 +311,7 @@ class Run:
             "train": self.train.describe(),
             "validation": None if self.validation is None else self.validation.describe(),
             "callbacks": [type(callback).__name__ for callback in self.callbacks],
-            **trainer.balancer.describe(),
+            "balancing": trainer.balancer.describe(),
             **self.optimizers.describe(),
             "seed": trainer.seed,
             "precision": trainer.precision,

@@ -193,7 +193,7 @@ class Trainer:
         Returns:
             ``loss`` (weighted sum), and ``<task>/loss`` and ``<task>/<metric>`` for each task with targets.
         """
-        source = self._source(data, "evaluation data")
+        source = self._source(data, "evaluation")
         self._place()
         with _mode(self.model, training=False):
             return evaluate(self.model, self.tasks, source, self.evaluation_batch_size, self.autocast)
@@ -248,11 +248,15 @@ class Trainer:
             state = load_file(target)
         except SafetensorError as error:
             raise ValueError(f"{target} must be a safetensors file, found a damaged one ({error})") from error
-        try:
-            self.model.load_state_dict(state)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{target} must hold this model's weights, found others: {reason}") from error
+        wanted, found = _shapes(self.model.state_dict()), _shapes(state)
+        differing = [
+            f"{name}: saved {found.get(name, 'none')}, wanted {wanted.get(name, 'none')}"
+            for name in dict.fromkeys([*wanted, *found])
+            if wanted.get(name) != found.get(name)
+        ]
+        if differing:
+            raise ValueError(f"{target} must hold this model's weights, found others: " + "; ".join(differing))
+        self.model.load_state_dict(state)
 
     def _source(self, data: Any, where: str, shuffle: bool = False) -> Source:
         source = as_source(data, self.tasks, batch_size=self.batch_size, shuffle=shuffle, where=where)
@@ -270,6 +274,10 @@ class Trainer:
         for objective in self.objectives.values():
             objective.to(self.device)
         self.balancer.to(self.device)
+
+
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def _fabric(accelerator: str, precision: str) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.helpers import data, network, trainer, weights
+from tests.inputs import HARD
 
 import polytask as pt
 from polytask.balancing import Evidence
-from tests.helpers import data, network, trainer, weights
-from tests.inputs import HARD
 
 
 def _direction(jacobian: torch.Tensor) -> torch.Tensor:
@@ -51,8 +51,7 @@ def test_heads_get_their_own_gradient_and_the_trunk_the_shortest():
         for loss in losses.values()
     ]
     own = {
-        name: torch.autograd.grad(losses[name], blocks.specific[name].parameters, retain_graph=True)
-        for name in losses
+        name: torch.autograd.grad(losses[name], blocks.specific[name].parameters, retain_graph=True) for name in losses
     }
     expected = _direction(torch.stack(rows))
     before = weights(model)

@@ -6,15 +6,20 @@ import math
 
 import pytest
 import torch
+from tests.helpers import NAN, data, same, trainer, weights
 
 import polytask as pt
 from polytask.balancing import Evidence
-from tests.helpers import NAN, data, same, trainer, weights
 
 
 def test_equal_is_the_plain_sum():
     runs = []
-    for balancer in (None, pt.scalarization.Linear(), pt.scalarization.Linear("equal"), pt.scalarization.Linear({"a": 1, "b": 1})):
+    for balancer in (
+        None,
+        pt.scalarization.Linear(),
+        pt.scalarization.Linear("equal"),
+        pt.scalarization.Linear({"a": 1, "b": 1}),
+    ):
         run = trainer(balancer=balancer)
         run.fit(data(), epochs=2)
         runs.append(weights(run.model))
@@ -33,8 +38,9 @@ def test_inverse_makes_up_for_missing_targets():
 def test_inverse_counts_the_training_targets():
     x, y = data(24)
     y["a"][:18] = NAN
-    by_size, by_hand = trainer(balancer=pt.scalarization.Linear("inverse")), trainer(
-        balancer=pt.scalarization.Linear({"a": 2 * 24 / 30, "b": 2 * 6 / 30})
+    by_size, by_hand = (
+        trainer(balancer=pt.scalarization.Linear("inverse")),
+        trainer(balancer=pt.scalarization.Linear({"a": 2 * 24 / 30, "b": 2 * 6 / 30})),
     )
     for run in (by_size, by_hand):
         run.fit((x, y), epochs=1)

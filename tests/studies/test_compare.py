@@ -1,0 +1,127 @@
+import json
+
+import pytest
+
+import polytask as pt
+from polytask.studies import executors, read_comparison
+from polytask.studies.compare import plan
+from polytask.studies.executors import Job, StudyInterrupted, describe
+
+
+def figures(comparison):
+    return [(r.method, r.seed, r.state, r.metrics) for r in comparison.records]
+
+
+@pytest.fixture
+def quick(study):
+    return study | {"epochs": 1}
+
+
+def test_every_method_runs_with_every_seed(quick, tmp_path):
+    study = pt.compare(quick, folder=tmp_path, jobs=1, progress=False)
+    assert [(r.method, r.seed) for r in study.records] == [
+        ("single-task", 0), ("single-task", 1), ("ATE-SG 1/1", 0), ("ATE-SG 1/1", 1),
+    ]  # fmt: skip
+    assert study.baseline == "single-task" and not study.failed
+    assert (tmp_path / "ATE-SG-1-1" / "seed-1" / "weights.safetensors").is_file()
+    assert json.loads((tmp_path / "study.json").read_text())["methods"]["ATE-SG 1/1"] == "ATE-SG-1-1"
+    assert figures(read_comparison(tmp_path)) == figures(study)
+    times = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("run.json"))]
+    assert figures(pt.compare(quick, folder=tmp_path, jobs=1, progress=False)) == figures(study)
+    assert times == [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("run.json"))]
+
+
+@pytest.mark.slow
+def test_parallel_runs_give_the_same_bits(quick, tmp_path):
+    alone = pt.compare(quick, folder=tmp_path / "a", jobs=1, progress=False)
+    together = pt.compare(quick, folder=tmp_path / "b", jobs=2, progress=False)
+    assert figures(alone) == figures(together)
+
+
+def test_a_failing_method_does_not_stop_the_others(quick, tmp_path, capsys):
+    stopping = {"class_path": "EarlyStopping", "init_args": {"monitor": "validation/los"}}
+    quick["methods"]["wrong"] = {"trainer": {"callbacks": [stopping]}}
+    quick["seeds"] = [0]
+    study = pt.compare(quick, folder=tmp_path, jobs=1)
+    assert [r.state for r in study.records] == ["done", "done", "failed"]
+    assert [r.method for r in study.failed] == ["wrong"] and "\n" not in study.failed[0].error
+
+
+def test_a_changed_configuration_is_refused_before_anything_runs(quick, tmp_path):
+    pt.compare(quick, folder=tmp_path, jobs=1, seeds=[0], progress=False)
+    with pytest.raises(ValueError, match="epochs: 1 -> 2"):
+        pt.compare(quick, folder=tmp_path, jobs=1, overrides={"epochs": 2}, progress=False)
+    assert len(list(tmp_path.rglob("run.json"))) == 2
+    again = pt.compare(
+        quick, folder=tmp_path, jobs=1, seeds=[0], overrides={"epochs": 2}, overwrite=True, progress=False
+    )
+    assert [r.epochs for r in again.records] == [2, 2]
+
+
+def test_seeds_come_first_and_overrides_hold_for_every_method(study, tmp_path):
+    study["methods"]["ATE-SG 1/1"]["epochs"] = 9
+    made = plan(study, {"trainer.batch_size": 7})
+    jobs = list(made.jobs(tmp_path))
+    assert [(job.method, job.config["seed"]) for job in jobs] == [
+        ("single-task", 0), ("ATE-SG 1/1", 0), ("single-task", 1), ("ATE-SG 1/1", 1),
+    ]  # fmt: skip
+    assert [job.config["epochs"] for job in jobs] == [2, 9, 2, 9]
+    assert {job.config["trainer"]["batch_size"] for job in jobs} == {7}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metods": {}}, "unknown key `metods`: did you mean `methods`"),
+        ({"methods": {}}, "must have `methods`"),
+        ({"baseline": "single-tsk"}, "did you mean `single-task`"),
+        ({"seeds": [0, 0]}, "`seeds` must be different"),
+        ({"seeds": [-1]}, "`seeds` must be a list of whole numbers"),
+        ({"seeds": 3}, "`seeds` must be a list of whole numbers"),
+        ({"methods": {"odd": 3}, "baseline": None}, "method `odd`: it must be a mapping"),
+        ({"methods": {"odd": {"epoch": 3}}, "baseline": None}, "method `odd`: unknown key `epoch`"),
+        ({"methods": {"odd": {"trainer": {"batch_size": 0}}}, "baseline": None}, "method `odd`: `batch_size` must"),
+        ({"methods": {"odd": {"model": "Nonsense"}}, "baseline": None}, "method `odd`: .*there is no class"),
+    ],
+)
+def test_a_wrong_comparison_is_refused_and_nothing_written(study, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        pt.compare(study | change, folder=tmp_path / "x", jobs=1)
+    assert not (tmp_path / "x").exists()
+
+
+def test_jobs_must_be_positive(quick, tmp_path):
+    with pytest.raises(ValueError, match="`jobs` must be at least 1, found 0"):
+        pt.compare(quick, folder=tmp_path, jobs=0)
+
+
+def test_an_interruption_says_how_to_go_on(quick, tmp_path, monkeypatch):
+    def stop(*args, **kwargs):
+        raise pt.Interrupted(tmp_path / "last.ckpt", 15, 1, 2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(executors, "run", stop)
+        with pytest.raises(StudyInterrupted, match="SIGTERM after 0 of 4 runs; the same command") as caught:
+            pt.compare(quick, folder=tmp_path, jobs=1)
+    assert caught.value.signal_number == 15
+    assert not pt.compare(quick, folder=tmp_path, jobs=1).failed
+
+
+def test_a_folder_in_use_fails_that_run_alone(tmp_path, monkeypatch):
+    def busy(*args, **kwargs):
+        raise OSError("the folder must not be in use")
+
+    monkeypatch.setattr(executors, "run", busy)
+    (record,) = executors.run_all([Job("joint", {"seed": 0, "threads": 1}, tmp_path / "x")], jobs=1)
+    assert record.state == "failed" and describe(record) == "joint, seed 0: failed: the folder must not be in use"
+    assert not (tmp_path / "x").exists()
+
+
+def test_reading_what_is_not_a_study_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="must exist"):
+        read_comparison(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="at least one run"):
+        read_comparison(tmp_path)
+    (tmp_path / "study.json").write_text("[]")
+    with pytest.raises(ValueError, match="damaged"):
+        read_comparison(tmp_path)

@@ -1,0 +1,240 @@
+import importlib
+import json
+import logging
+
+import numpy as np
+import pytest
+import yaml
+
+import polytask
+from polytask.cli import main
+
+HEAD = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 8, "out_features": 1}}
+TRAIN = {
+    "data": {"class_path": "CircleRhombus"},
+    "model": {
+        "class_path": "HardSharing",
+        "init_args": {
+            "trunk": {"class_path": "MLP", "init_args": {"inputs": 2, "widths": [8]}},
+            "heads": {"circle": HEAD, "rhombus": HEAD},
+        },
+    },
+    "trainer": {"batch_size": 128},
+    "epochs": 1,
+}
+
+
+def written(path, config):
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return str(path)
+
+
+@pytest.fixture
+def train_yaml(tmp_path):
+    return written(tmp_path / "small.yaml", TRAIN)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    assert main(["train", written(folder / "small.yaml", TRAIN), "--out", str(folder / "run")]) == 0
+    return str(folder / "run")
+
+
+def refused(capsys, *words):
+    """Runs a command that must be refused: status 2, one line; gives the line."""
+    assert main([str(word) for word in words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("polytask: error: ")
+    return lines[0].removeprefix("polytask: error: ")
+
+
+def test_help_and_version(capsys):
+    assert main(["--help"]) == 0 and main([]) == 0
+    assert "compare" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"polytask {polytask.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "evaluate", "predict", "report", "methods", "datasets"])
+def test_every_command_has_help(command, capsys):
+    assert main([command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert f"usage: polytask {command}" in out and not err
+
+
+def test_train_writes_a_run_and_tells_its_figures(trained, train_yaml, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--trainer.batch_size", "256", train_yaml, "--epochs=2"]) == 0
+    out = capsys.readouterr().out
+    assert "circle/accuracy" in out and "2 epochs" in out
+    stored = yaml.safe_load((tmp_path / "runs" / "small" / "config.yaml").read_text())
+    assert (stored["epochs"], stored["trainer"]["batch_size"]) == (2, 256)
+
+
+def test_the_log_goes_to_stderr_and_is_tidied_up(trained, capsys, train_yaml, tmp_path):
+    before = list(logging.getLogger("polytask").handlers)
+    schedule = "--trainer.schedule=AlternateEpochs"
+    assert main(["train", train_yaml, "--out", str(tmp_path / "a"), schedule, "--epochs", "2"]) == 0
+    assert "features are cached" in capsys.readouterr().err
+    assert logging.getLogger("polytask").handlers == before
+
+
+def test_print_config_is_complete_and_reusable(train_yaml, tmp_path, capsys):
+    assert main(["train", train_yaml, "--print_config", "--seed", "7"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "full.yaml").write_text(printed)
+    assert main(["train", str(tmp_path / "full.yaml"), "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+    assert yaml.safe_load(printed)["seed"] == 7
+
+
+def test_compare_reports(tmp_path, capsys):
+    methods = {"single-task": {"model": {"class_path": "SingleTask"}}, "joint": None}
+    path = written(tmp_path / "c.yaml", TRAIN | {"methods": methods, "baseline": "single-task"})
+    assert main(["compare", path, "--out", str(tmp_path / "c"), "--jobs", "1", "--seeds", "0,1"]) == 0
+    out, err = capsys.readouterr()
+    assert "joint" in out and "report.html" in out and "4 of 4 runs" in err
+    assert (tmp_path / "c" / "report.html").is_file()
+    assert main(["report", str(tmp_path / "c")]) == 0
+    assert "single-task" in capsys.readouterr().out
+    assert main(["compare", path, "--print_config"]) == 0
+    assert list(yaml.safe_load(capsys.readouterr().out)["methods"]) == ["single-task", "joint"]
+
+
+def test_compare_tells_when_runs_fail(tmp_path, capsys):
+    stopping = {"class_path": "EarlyStopping", "init_args": {"monitor": "validation/los"}}
+    methods = {"joint": None, "wrong": {"trainer": {"callbacks": [stopping]}}}
+    path = written(tmp_path / "c.yaml", TRAIN | {"methods": methods})
+    assert main(["compare", path, "--out", str(tmp_path / "c"), "--jobs", "1"]) == 1
+    assert "1 of 2 runs failed; wrong, seed 0: " in capsys.readouterr().err.splitlines()[-1]
+    path = written(tmp_path / "d.yaml", TRAIN | {"methods": {"wrong": methods["wrong"]}})
+    assert main(["compare", path, "--out", str(tmp_path / "d"), "--jobs", "1"]) == 2
+
+
+def test_evaluate_and_predict(trained, tmp_path, capsys):
+    assert main(["evaluate", trained, "--split", "validation"]) == 0
+    shown = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    stored = json.loads((tmp_path / trained / "run.json").read_text())["metrics"]["validation"]
+    assert float(shown["circle/accuracy"]) == pytest.approx(stored["circle/accuracy"], rel=1e-4)
+    points = np.array([[0.0, 0.0], [0.9, 0.9], [0.1, -0.4]])
+    np.save(tmp_path / "in.npy", points)
+    np.savez(tmp_path / "in.npz", points=points)
+    (tmp_path / "in.csv").write_text("x,y\n0,0\n0.9,0.9\n0.1,-0.4\n")
+    (tmp_path / "bare.csv").write_text("0,0\n0.9,0.9\n0.1,-0.4\n")
+    texts = set()
+    for name in ("in.npy", "in.npz", "in.csv", "bare.csv"):
+        assert main(["predict", trained, str(tmp_path / name)]) == 0
+        texts.add(capsys.readouterr().out)
+    (text,) = texts
+    assert text.splitlines()[0] == "row,circle,circle/p(1),rhombus,rhombus/p(1)" and len(text.splitlines()) == 4
+    out = tmp_path / "deep" / "predictions.csv"
+    assert main(["predict", trained, str(tmp_path / "in.npy"), "--out", str(out)]) == 0
+    assert out.read_text() == text
+
+
+def test_predicting_from_wrong_files_is_refused(trained, tmp_path, capsys):
+    np.save(tmp_path / "wide.npy", np.zeros((3, 5)))
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "empty.npy", np.zeros((0, 2)))
+    (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY")
+    (tmp_path / "bad.csv").write_text("x,y\n1,two\n")
+    (tmp_path / "in.txt").write_text("1")
+    for name, message in {
+        "wide.npy": "inputs that the network takes",
+        "words.npy": "must hold numbers",
+        "objects.npy": "must hold arrays of numbers",
+        "empty.npy": "at least one example",
+        "bad.npy": "must hold arrays of numbers",
+        "bad.csv": "must hold arrays of numbers",
+        "in.txt": "must end in one of",
+        "none.npy": "found no file",
+    }.items():
+        assert message in refused(capsys, "predict", trained, tmp_path / name)
+
+
+def test_methods_and_datasets_list_what_there_is(capsys):
+    assert main(["methods"]) == 0
+    out = capsys.readouterr().out
+    assert "AlternateEpochs" in out and "MGDA" in out and "https://arxiv.org/abs/2312.16340" in out
+    assert main(["datasets"]) == 0
+    out = capsys.readouterr().out
+    assert "MultiMNIST" in out and "needs the files train-images-idx3-ubyte" in out
+
+
+WRONG_SETTINGS = {
+    "unknown option": (["--epoch", "3"], "unknown option `--epoch`: did you mean `--epochs`?"),
+    "unknown trainer option": (["--trainer.batchsize", "3"], "did you mean `--trainer.batch_size`?"),
+    "no value": (["--epochs"], "`--epochs` must be given a value"),
+    "epochs": (["--epochs", "0"], "`epochs` must be at least 1, found 0"),
+    "batch size": (["--trainer.batch_size", "0"], "`batch_size` must be at least 1, found 0"),
+    "class": (["--model", "HardSharin"], "there is no class `HardSharin`: did you mean `HardSharing`?"),
+    "optimizer": (["--trainer.optimizer", "3"], "`trainer.optimizer`: "),
+    "phases": (
+        ["--trainer.schedule=AlternateEpochs", "--trainer.schedule.shared=0", "--trainer.schedule.specific=0"],
+        "alternate training must update at least one block",
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG_SETTINGS.values(), ids=WRONG_SETTINGS)
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_wrong_setting_is_refused_and_nothing_written(command, words, message, train_yaml, tmp_path, capsys):
+    if command == "compare":
+        train_yaml = written(tmp_path / "c.yaml", TRAIN | {"methods": {"joint": {}}})
+    assert message in refused(capsys, command, train_yaml, "--out", tmp_path / "x", *words)
+    assert not (tmp_path / "x").exists()
+
+
+def changed(**change):
+    return yaml.safe_dump(TRAIN | change)
+
+
+NO_HEAD = {"class_path": "HardSharing", "init_args": TRAIN["model"]["init_args"] | {"heads": {"romb": HEAD}}}
+WRONG_FILES = {
+    "unknown key": (changed(epoch=3), "unknown key `epoch`: did you mean `epochs`?"),
+    "unknown trainer key": (changed(trainer={"batchsize": 3}), "did you mean `batch_size`?"),
+    "class": (changed(data={"class_path": "CircleRombus"}), "did you mean `CircleRhombus`?"),
+    "module": (changed(data={"class_path": "nowhere.Data"}), "there is no class `nowhere.Data`"),
+    "head": (changed(model=NO_HEAD), "every task must have a head, found none for task `circle`"),
+    "truncated": (changed()[:60], ""),
+    "truncated inside brackets": ("data: {class_path: Circle", "must be valid YAML"),
+    "empty": ("", "found an empty file"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG_FILES.values(), ids=WRONG_FILES)
+def test_a_wrong_file_is_refused_and_nothing_written(text, message, tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text(text)
+    assert message in refused(capsys, "train", tmp_path / "x.yaml", "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_missing_files_and_unwritable_folders_are_refused(train_yaml, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "found no file" in refused(capsys, "train", tmp_path / "none.yaml")
+    assert "must be writable" in refused(capsys, "train", train_yaml, "--out", tmp_path / "file" / "x")
+    compare = written(tmp_path / "c.yaml", TRAIN | {"methods": {"joint": {}}})
+    assert "must be writable" in refused(capsys, "compare", compare, "--out", tmp_path / "file" / "x")
+    assert "must hold config.yaml" in refused(capsys, "evaluate", tmp_path)
+    assert "must exist" in refused(capsys, "report", tmp_path / "none")
+    assert "one YAML file" in refused(capsys, "train")
+    assert "one YAML file" in refused(capsys, "train", train_yaml, train_yaml)
+    assert "whole numbers" in refused(capsys, "compare", compare, "--seeds", "a", "--out", tmp_path / "x")
+    assert "did you mean `train`?" in refused(capsys, "trian")
+
+
+def test_interruptions_have_their_own_status(train_yaml, tmp_path, capsys, monkeypatch):
+    run_module = importlib.import_module("polytask.studies.run")
+
+    for number, status in ((2, 130), (15, 143)):
+
+        def interrupt(keeper, run, info, number=number):
+            run.signal_number = number
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module._Keeper, "on_update", interrupt)
+            assert main(["train", train_yaml, "--out", str(tmp_path / "a")]) == status
+        assert "after 0 of 1 epochs; the same command goes on from there" in capsys.readouterr().err
+    assert main(["train", train_yaml, "--out", str(tmp_path / "a")]) == 0
