@@ -205,7 +205,7 @@ def test_bad_arguments_are_refused(build: Any, message: str):
 def test_wrong_types_are_refused():
     with pytest.raises(TypeError, match="`loss` must be callable, found str for task `t`"):
         pt.binary("t", loss="mse")
-    with pytest.raises(TypeError, match="tasks must be polytask tasks .* found 'a'"):
+    with pytest.raises(TypeError, match=r"tasks must be polytask tasks .* found 'a'"):
         named(["a"])
 
 

@@ -32,6 +32,18 @@ def at_least(name: str, value: float, minimum: float) -> None:
         raise ValueError(f"`{name}` must be at least {minimum}, found {value}")
 
 
+def whole(name: str, value: int, minimum: int) -> None:
+    """Raises `TypeError` unless `value` is a whole number, `ValueError` unless it is at least `minimum`.
+
+    >>> whole("epochs", 2.5, 1)
+    Traceback (most recent call last):
+    TypeError: `epochs` must be a whole number, found 2.5
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a whole number, found {value!r}")
+    at_least(name, value, minimum)
+
+
 def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
     """Raises `ValueError` unless `value` is one of `allowed`."""
     options = list(allowed)

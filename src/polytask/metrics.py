@@ -22,11 +22,13 @@ class Metric:
         name: what reports call it, such as ``accuracy``.
         higher_is_better: its direction.
         build: makes a fresh torchmetrics metric; called once per evaluation, so no state is shared.
+        least: the fewest examples it is defined for; with fewer its value is NaN.
     """
 
     name: str
     higher_is_better: bool
     build: Callable[[], torchmetrics.Metric]
+    least: int = 1
 
     @property
     def direction(self) -> str:
@@ -93,7 +95,7 @@ def metric_for(kind: str, metric: str | Metric | torchmetrics.Metric | None, out
         name, higher, arguments = _REGRESSION[metric]
         if metric == "r2" and outputs > 1:
             arguments = {"multioutput": "uniform_average"}
-        return Metric(metric, higher, partial(_torchmetric, "regression", name, arguments))
+        return Metric(metric, higher, partial(_torchmetric, "regression", name, arguments), 2 if metric == "r2" else 1)
     name, multiclass, multilabel = _CLASSIFIERS[metric]
     arguments = {
         "binary": {},
@@ -103,6 +105,9 @@ def metric_for(kind: str, metric: str | Metric | torchmetrics.Metric | None, out
     prefix = kind.capitalize()
     if kind == "binary" and metric == "balanced_accuracy":
         # the mean of the two classes' recalls: torchmetrics' two-class macro accuracy on labels
-        return Metric(metric, True, partial(_torchmetric, "classification", "MulticlassAccuracy",
-                                            {"num_classes": 2, "average": "macro"}))
+        return Metric(
+            metric,
+            True,
+            partial(_torchmetric, "classification", "MulticlassAccuracy", {"num_classes": 2, "average": "macro"}),
+        )
     return Metric(metric, True, partial(_torchmetric, "classification", prefix + name, arguments))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polytask.errors import at_least
+from polytask.errors import whole
 from polytask.metrics import Metric, metric_for
 
 if TYPE_CHECKING:
@@ -366,7 +366,6 @@ class Regression(Task):
         return replace(self, mean=values.mean().item(), std=values.std(correction=0).item())
 
 
-
 def binary(
     name: str,
     *,
@@ -423,11 +422,9 @@ def classification(
     >>> classification("digit", classes=10).outputs
     10
     """
-    at_least("classes", classes, 2)
+    whole("classes", classes, 2)
     if class_weights is not None and (len(class_weights) != classes or min(class_weights) < 0):
-        raise ValueError(
-            f"`class_weights` must be {classes} factors of at least 0, found {list(class_weights)}"
-        )
+        raise ValueError(f"`class_weights` must be {classes} factors of at least 0, found {list(class_weights)}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"`label_smoothing` must be in [0, 1), found {label_smoothing}")
     if labels and len(labels) != classes:
@@ -457,11 +454,9 @@ def multilabel(
     >>> multilabel("tags", 5).outputs
     5
     """
-    at_least("count", count, 2)
+    whole("count", count, 2)
     if positive_weights is not None and (len(positive_weights) != count or min(positive_weights) <= 0):
-        raise ValueError(
-            f"`positive_weights` must be {count} factors above 0, found {list(positive_weights)}"
-        )
+        raise ValueError(f"`positive_weights` must be {count} factors above 0, found {list(positive_weights)}")
     return MultiLabel(
         name, loss, metric_for("multilabel", metric, count), weight, tuple(labels), count,
         None if positive_weights is None else tuple(map(float, positive_weights)),
@@ -494,7 +489,7 @@ def regression(
     >>> regression("age").standardized([20.0, 40.0]).mean
     30.0
     """
-    at_least("dimensions", dimensions, 1)
+    whole("dimensions", dimensions, 1)
     if not std > 0:
         raise ValueError(f"`std` must be above 0, found {std}")
     return Regression(

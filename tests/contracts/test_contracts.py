@@ -1,4 +1,4 @@
-"""Every exported balancer, schedule and callback keeps its contract; new ones are found by their packages' `__all__`."""
+"""Every exported balancer, schedule and callback keeps its contract; new ones are found by `__all__`."""
 
 from __future__ import annotations
 

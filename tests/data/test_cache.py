@@ -30,8 +30,7 @@ def folder(tmp_path, monkeypatch):
 
 def same(tensors):
     return tensors.keys() == TENSORS.keys() and all(
-        torch.equal(tensors[name], TENSORS[name]) and tensors[name].dtype == TENSORS[name].dtype
-        for name in TENSORS
+        torch.equal(tensors[name], TENSORS[name]) and tensors[name].dtype == TENSORS[name].dtype for name in TENSORS
     )
 
 

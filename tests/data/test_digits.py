@@ -46,9 +46,7 @@ def test_every_composite_is_the_two_digits_that_sources_names():
         assert torch.equal(split.targets["right"], labels[right])
         assert torch.equal(image[:, :3, :8], images[left][:, :3])  # above the right digit
         assert torch.equal(image[:, 8:, 3:], images[right][:, 5:])  # below the left digit
-        assert torch.equal(
-            image[:, 3:8, 3:8], torch.maximum(images[left][:, 3:, 3:], images[right][:, :5, :5])
-        )
+        assert torch.equal(image[:, 3:8, 3:8], torch.maximum(images[left][:, 3:, 3:], images[right][:, :5, :5]))
         assert not image[:, :3, 8:].any()
         assert not image[:, 8:, :3].any()
 

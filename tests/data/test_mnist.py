@@ -14,9 +14,7 @@ from polytask.data import MNIST, read_idx
 from polytask.data.mnist import read_mnist
 
 SMALL = arrays.arrays(np.uint8, arrays.array_shapes(min_dims=1, max_dims=4, max_side=5))
-ON_DISK = settings(
-    max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+ON_DISK = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
 
 @ON_DISK
@@ -53,9 +51,7 @@ def test_arbitrary_bytes_are_read_or_refused_with_a_value_error(data, tmp_path):
 
 @ON_DISK
 @given(values=SMALL, position=st.integers(0), flip=st.integers(1, 255))
-def test_a_changed_byte_of_a_gzip_stream_never_changes_the_values_unnoticed(
-    values, position, flip, tmp_path, to_idx
-):
+def test_a_changed_byte_of_a_gzip_stream_never_changes_the_values_unnoticed(values, position, flip, tmp_path, to_idx):
     data = bytearray(gzip.compress(to_idx(values), mtime=0))
     data[position % len(data)] ^= flip
     path = tmp_path / "damaged.gz"
@@ -132,9 +128,7 @@ def test_polytask_data_names_the_parent_folder(write_mnist, monkeypatch):
 
 def test_a_label_out_of_range_is_refused(write_mnist):
     folder = write_mnist(train=3, labels=[0, 10, 11])
-    with pytest.raises(
-        ValueError, match=r"train-labels-idx1-ubyte: labels must be in 0\.\.9, found 10 in row 1"
-    ):
+    with pytest.raises(ValueError, match=r"train-labels-idx1-ubyte: labels must be in 0\.\.9, found 10 in row 1"):
         MNIST(folder, validation=1).load()
 
 
@@ -162,9 +156,7 @@ def test_files_of_another_shape_are_refused(write_mnist, to_idx, file, shape, me
 def test_a_validation_split_must_leave_training_images(write_mnist):
     with pytest.raises(ValueError, match="`validation` must be at least 1, found 0"):
         MNIST(validation=0)
-    with pytest.raises(
-        ValueError, match="`validation` must be below the number of training images, 12, found 12"
-    ):
+    with pytest.raises(ValueError, match="`validation` must be below the number of training images, 12, found 12"):
         MNIST(write_mnist(train=12), validation=12).load()
 
 

@@ -41,10 +41,7 @@ def test_composites_are_the_two_digits_of_their_labels_from_their_own_split(writ
         assert split.inputs.shape == (len(digits.labels), 1, 28, 28)
         assert torch.equal(split.targets["left"], digits.labels)
         candidates = torch.stack(
-            [
-                torch.stack([by_hand(left, right) for right in digits.images.numpy()])
-                for left in digits.images.numpy()
-            ]
+            [torch.stack([by_hand(left, right) for right in digits.images.numpy()]) for left in digits.images.numpy()]
         )  # (left, right, 1, 28, 28)
         rows = []
         for i, image in enumerate(split.inputs):

@@ -114,6 +114,7 @@ class OwnOutput(nn.Module):
     [
         (lambda: HardSharing(trunk(), {}), ValueError, "`heads` must name a module for at least one task, found none"),
         (lambda: HardSharing(trunk(), {"a": 3}), TypeError, "`heads` must map tasks to modules, found int for task `a`"),
+        (lambda: HardSharing(trunk(), {"type": trunk()}), ValueError, "must not be an attribute of torch's ModuleDict, found `type`"),
         (lambda: SingleTask({"a": trunk()}, heads()), ValueError, "found trunks for ['a'] and heads for ['a', 'b']"),
         (lambda: Partitioned(OwnOutput("a"), "trnk"), ValueError, "prefix `trnk` must match a parameter, found none: did you mean `trunk`?"),
         (lambda: Partitioned(OwnOutput("a"), ["trunk", "top"]), ValueError, "found that it takes all 4"),

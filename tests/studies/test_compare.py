@@ -1,6 +1,13 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+import yaml
 
 import polytask as pt
 from polytask.studies import executors, read_comparison
@@ -125,3 +132,30 @@ def test_reading_what_is_not_a_study_is_refused(tmp_path):
     (tmp_path / "study.json").write_text("[]")
     with pytest.raises(ValueError, match="damaged"):
         read_comparison(tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("examples/*.yaml")), ids=lambda path: path.stem)
+def test_every_example_is_a_sound_comparison(path):
+    made = plan(path)
+    assert made.baseline == "single-task" and len(made.seeds) >= 3
+    assert len({config["epochs"] for config in made.methods.values()}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_comparison_goes_on_to_the_same_end(study, tmp_path, number):
+    study["epochs"] = 60
+    study["trainer"]["batch_size"] = 8
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    words = [sys.executable, "-m", "polytask.cli", "compare", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "a")]
+    with subprocess.Popen([*words, "--jobs", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while len(list(tmp_path.glob("a/*/*/last.ckpt"))) < 2 and process.poll() is None:
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        error = process.communicate()[1].decode()
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number and error.endswith("the same command goes on from there\n")
+    resumed = pt.compare(study, folder=tmp_path / "a", jobs=2, progress=False)
+    whole = pt.compare(study, folder=tmp_path / "b", jobs=2, progress=False)
+    assert not resumed.failed, resumed.failed[0].error
+    assert figures(resumed) == figures(whole)

@@ -172,7 +172,7 @@ def test_nothing_is_written_where_the_data_are_missing(config, tmp_path):
 
 def test_an_unwritable_folder_is_found_out_first(config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="the output folder .* must be writable"):
+    with pytest.raises(OSError, match=r"the output folder .* must be writable"):
         run(config, tmp_path / "file" / "a")
 
 

@@ -223,3 +223,18 @@ def test_stopped_runs_stay_stopped(tmp_path: Path):
     again, rows = run(tmp_path / "2.ckpt")
     assert rows == history
     assert same(weights(again.model), weights(whole.model))
+
+
+def test_a_shuffled_validation_loader_resumes_exactly(tmp_path: Path):
+    """Its order is its own generator's, and the order decides the last bits of a sum."""
+
+    def run(keep: Path | None = None, resume: Path | None = None) -> tuple[SaveAll, pt.History]:
+        keeper = SaveAll(keep)
+        fit = trainer(network("dropout"), callbacks=[keeper])
+        return keeper, fit.fit(data(), loader(13, generator=True, batch_size=3), epochs=4, resume=resume)
+
+    kept, history = run(tmp_path)
+    for epoch in (1, 2, 3):
+        again, rows = run(resume=tmp_path / f"{epoch}.ckpt")
+        assert rows == history
+        assert same(again.state, kept.state)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tests.helpers import NAN, Rows, adam, data, loader, network, same, sgd, tasks, trainer, weights
+from torch import nn
 from torch.nn import functional as F
 
 import polytask as pt
@@ -306,3 +307,25 @@ def test_history_is_a_table(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [tmp_path / "h.csv"]
     assert history.column("nothing")[0] != history.column("nothing")[0]
     assert "3 epochs" in repr(history)
+
+
+def test_a_metric_with_too_few_examples_is_nan():
+    """R² of one labelled example is undefined; that must not end the run."""
+    x = torch.rand(6, 2)
+    y = torch.full((6,), float("nan"))
+    y[0] = 1.0
+    trainer = pt.Trainer(
+        pt.models.HardSharing(nn.Linear(2, 3), {"age": nn.Linear(3, 1)}), [pt.regression("age")], progress=False
+    )
+    history = trainer.fit((x, {"age": y}), epochs=1)
+    assert math.isnan(history[0]["train/age/r2"])
+    assert math.isfinite(history[0]["train/age/loss"])
+
+
+@pytest.mark.parametrize("epochs", [2.5, "3", True])
+def test_epochs_must_be_a_whole_number(epochs):
+    trainer = pt.Trainer(
+        pt.models.HardSharing(nn.Linear(2, 3), {"a": nn.Linear(3, 1)}), [pt.binary("a")], progress=False
+    )
+    with pytest.raises(TypeError, match=f"`epochs` must be a whole number, found {epochs!r}"):
+        trainer.fit((torch.rand(4, 2), {"a": torch.ones(4)}), epochs=epochs)

@@ -43,9 +43,7 @@ def backward(
     if aggregates:
         return _aggregate(balancer, evidence, totals, scales, shared, specific)
     weights = [1.0] * len(names) if isinstance(balancer, Aggregator) else balancer.combine(evidence)
-    starts = [
-        _start(total, weight, scale) for total, weight, scale in zip(totals, weights, scales, strict=True)
-    ]
+    starts = [_start(total, weight, scale) for total, weight, scale in zip(totals, weights, scales, strict=True)]
     torch.autograd.backward(tuple(totals), tuple(starts))
     return weights
 
@@ -85,14 +83,13 @@ def _aggregate(
     evidence.jacobian = torch.stack(rows)
     weights = torch.as_tensor(balancer.combine(evidence)).to(evidence.jacobian)
     _accumulate(shared, _unflatten(weights @ evidence.jacobian, shared))
-    return weights if len(rows) == len(totals) else everywhere.index_copy(0, torch.tensor(reaching).to(everywhere.device), weights)
+    if len(rows) == len(totals):
+        return weights
+    return everywhere.index_copy(0, torch.tensor(reaching, device=everywhere.device), weights)
 
 
 def _flatten(gradients: Iterable[Tensor | None], parameters: Sequence[Parameter]) -> Tensor:
-    parts = (
-        p.new_zeros(p.numel()) if g is None else g.reshape(-1)
-        for g, p in zip(gradients, parameters, strict=True)
-    )
+    parts = (p.new_zeros(p.numel()) if g is None else g.reshape(-1) for g, p in zip(gradients, parameters, strict=True))
     return torch.cat(list(parts))  # (P,)
 
 

@@ -15,9 +15,7 @@ from polytask.data.source import Source, check_inputs
 from polytask.task import Task
 
 
-def as_source(
-    data: Any, tasks: Mapping[str, Task], *, batch_size: int, shuffle: bool, where: str
-) -> Source:
+def as_source(data: Any, tasks: Mapping[str, Task], *, batch_size: int, shuffle: bool, where: str) -> Source:
     """`data` as a source; sources are taken as they are.
 
     Args:

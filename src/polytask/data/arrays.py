@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polytask.batch import Batch, map_inputs, tensors_of
 from polytask.data.source import Source, check_inputs, derived_seed, permutation
-from polytask.errors import at_least, nearest
+from polytask.errors import nearest, whole
 from polytask.task import Task
 
 Augmentation = Callable[[Any, torch.Generator], Any]
@@ -57,7 +57,7 @@ class Arrays(Source):
         augment: Augmentation | None = None,
         name: str = "",
     ) -> None:
-        at_least("batch_size", batch_size, 1)
+        whole("batch_size", batch_size, 1)
         self.inputs = as_tensors(inputs)
         self.targets = {task: torch.as_tensor(values) for task, values in targets.items()}
         self.weights = {task: torch.as_tensor(w) for task, w in (weights or {}).items()}
@@ -117,9 +117,7 @@ class Arrays(Source):
         return full if self.drop_last or not rest else full + 1
 
     def label_counts(self) -> dict[str, int]:
-        return {
-            name: self.examples if mask is None else int(mask.sum()) for name, mask in self._present.items()
-        }
+        return {name: self.examples if mask is None else int(mask.sum()) for name, mask in self._present.items()}
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, ...]]:
         order = permutation(self._length, self._seed, epoch) if self.shuffle else torch.arange(self._length)
@@ -143,9 +141,7 @@ class Arrays(Source):
 
     def _batch(self, rows: Tensor, draw: tuple[int, int, int]) -> Batch:
         size = len(rows)
-        counts = {
-            name: size if mask is None else int(mask[rows].sum()) for name, mask in self._present.items()
-        }
+        counts = {name: size if mask is None else int(mask[rows].sum()) for name, mask in self._present.items()}
         rows = rows.to(self._device)
         return Batch(
             None,
@@ -183,9 +179,7 @@ def _check_weights(task: str, weights: Tensor, length: int, where: str) -> None:
             f"{where}: sample weights must have shape ({length},), found {tuple(weights.shape)} for task `{task}`"
         )
     if not (weights >= 0).all():
-        raise ValueError(
-            f"{where}: sample weights must be at least 0, found {weights.min().item()} for task `{task}`"
-        )
+        raise ValueError(f"{where}: sample weights must be at least 0, found {weights.min().item()} for task `{task}`")
 
 
 def _mask_if_needed(task: Task, values: Tensor) -> Tensor | None:

@@ -83,10 +83,7 @@ class MultiDigits(DataSet):
     def _pair(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         random = np.random.RandomState(self.seed)
         parts = _split(labels.numpy(), self.seed)
-        pairs = [
-            part[draw_pairs(len(part), repeats, random)]
-            for part, repeats in zip(parts, self.pairs, strict=True)
-        ]
+        pairs = [part[draw_pairs(len(part), repeats, random)] for part, repeats in zip(parts, self.pairs, strict=True)]
         return pairs[0], pairs[1], pairs[2]
 
     def _compose(self, images: Tensor, labels: Tensor, rows: Tensor) -> Split:

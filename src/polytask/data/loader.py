@@ -106,9 +106,7 @@ class Loader(Source):
         checked, counts = {}, {}
         for name, values in targets.items():
             if name not in self._tasks:
-                raise ValueError(
-                    f"{self._where}: targets for an unknown task `{name}`: {nearest(name, self._tasks)}"
-                )
+                raise ValueError(f"{self._where}: targets for an unknown task `{name}`: {nearest(name, self._tasks)}")
             if len(values) != size:
                 raise ValueError(
                     f"{self._where}: inputs and targets must have the same length, found {size} inputs and "
@@ -176,6 +174,4 @@ def loader_over(dataset: Any, batch_size: int, shuffle: bool) -> DataLoader[Any]
     """A plain DataLoader over a map-style or iterable data set."""
     streaming = isinstance(dataset, torch.utils.data.IterableDataset)
     collate: Callable[..., Any] | None = getattr(dataset, "collate", None)
-    return DataLoader(
-        dataset, batch_size=batch_size, shuffle=shuffle and not streaming, collate_fn=collate
-    )
+    return DataLoader(dataset, batch_size=batch_size, shuffle=shuffle and not streaming, collate_fn=collate)

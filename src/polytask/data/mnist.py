@@ -94,8 +94,7 @@ def read_mnist(folder: Path, validation: int) -> tuple[Digits, Digits, Digits]:
     kept = len(given.labels) - validation
     if kept < 1:
         raise ValueError(
-            f"`validation` must be below the number of training images, {len(given.labels)}, "
-            f"found {validation}"
+            f"`validation` must be below the number of training images, {len(given.labels)}, found {validation}"
         )
     return (
         Digits(given.images[:kept], given.labels[:kept]),
@@ -135,9 +134,7 @@ def read_idx(path: str | Path) -> Tensor:
     start = 4 + 4 * len(shape)
     expected = start + math.prod(shape)
     if len(data) != expected:
-        raise ValueError(
-            f"{path}: an IDX file of shape {shape} must be {expected} bytes long, found {len(data)}"
-        )
+        raise ValueError(f"{path}: an IDX file of shape {shape} must be {expected} bytes long, found {len(data)}")
     return torch.frombuffer(data, dtype=torch.uint8, offset=start).reshape(shape)
 
 
@@ -147,9 +144,7 @@ def _content(path: Path) -> bytearray:
         try:
             data = gzip.decompress(data)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(
-                f"{path}: a gzipped file must be one intact gzip stream, found: {error}"
-            ) from error
+            raise ValueError(f"{path}: a gzipped file must be one intact gzip stream, found: {error}") from error
     return bytearray(data)  # writable, as torch.frombuffer wants its memory
 
 
@@ -175,8 +170,7 @@ def _read_pair(image_path: Path, label_path: Path) -> Digits:
     images, labels = read_idx(image_path), read_idx(label_path).long()
     if images.dim() != 3 or images.shape[1:] != (DIGIT_SIDE, DIGIT_SIDE):
         raise ValueError(
-            f"{image_path}: images must have the shape (N, {DIGIT_SIDE}, {DIGIT_SIDE}), "
-            f"found {tuple(images.shape)}"
+            f"{image_path}: images must have the shape (N, {DIGIT_SIDE}, {DIGIT_SIDE}), found {tuple(images.shape)}"
         )
     if labels.dim() != 1:
         raise ValueError(f"{label_path}: labels must have the shape (N,), found {tuple(labels.shape)}")

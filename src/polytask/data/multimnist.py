@@ -118,8 +118,7 @@ class MultiMNIST(DataSet):
         available = len(train.inputs)
         if self.train_size > available:
             raise ValueError(
-                f"`train_size` must be at most {available}, the training composites there are, "
-                f"found {self.train_size}"
+                f"`train_size` must be at most {available}, the training composites there are, found {self.train_size}"
             )
         # copies, because a view would keep the whole split in memory
         kept = {task: target[: self.train_size].clone() for task, target in train.targets.items()}

@@ -121,3 +121,5 @@ def check_heads(heads: Mapping[str, nn.Module]) -> None:
     for task, head in heads.items():
         if not isinstance(head, nn.Module):
             raise TypeError(f"`heads` must map tasks to modules, found {type(head).__name__} for task `{task}`")
+        if hasattr(nn.ModuleDict, task) or task == "training":
+            raise ValueError(f"a head's name must not be an attribute of torch's ModuleDict, found `{task}`")

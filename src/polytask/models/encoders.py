@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from polytask.errors import at_least, one_of
+from polytask.errors import one_of, whole
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -48,7 +48,7 @@ class MLP(nn.Sequential):
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), found {dropout}")
         for width in (inputs, *widths, *([] if outputs is None else [outputs])):
-            at_least("width", width, 1)
+            whole("width", width, 1)
         layers: list[nn.Module] = []
         for before, after in zip((inputs, *widths), widths, strict=False):
             layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
@@ -86,8 +86,8 @@ class LeNet(nn.Sequential):
     """
 
     def __init__(self, channels: int = 1, outputs: int = 50) -> None:
-        at_least("channels", channels, 1)
-        at_least("outputs", outputs, 1)
+        whole("channels", channels, 1)
+        whole("outputs", outputs, 1)
         super().__init__(
             nn.Conv2d(channels, 10, 5), nn.MaxPool2d(2), nn.ReLU(),
             nn.Conv2d(10, 20, 5), nn.MaxPool2d(2), nn.ReLU(),

@@ -67,9 +67,7 @@ class Partitioned(Model):
     def forward(self, inputs: Any, tasks: Iterable[str] | None = None, source: str = "") -> dict[str, Tensor]:
         outputs = self.module(inputs)
         if not isinstance(outputs, Mapping):
-            raise TypeError(
-                f"a Partitioned module must return {{task: outputs}}, found {type(outputs).__name__}"
-            )
+            raise TypeError(f"a Partitioned module must return {{task: outputs}}, found {type(outputs).__name__}")
         wanted = tuple(tasks or self.task_names or outputs)
         for task in wanted:
             if task not in outputs:

@@ -52,6 +52,4 @@ class SingleTask(Model):
         return {task: self.heads[task](self.towers[task](inputs)) for task in tasks or self.task_names}
 
     def blocks(self) -> Blocks:
-        return Blocks(
-            Block(), {task: Block.of(self.towers[task], self.heads[task]) for task in self.task_names}
-        )
+        return Blocks(Block(), {task: Block.of(self.towers[task], self.heads[task]) for task in self.task_names})

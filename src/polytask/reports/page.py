@@ -15,6 +15,7 @@ from polytask.reports.tables import (
     MARKS,
     Cell,
     Column,
+    budget_table,
     cost_columns,
     csv_text,
     figure_columns,
@@ -219,10 +220,19 @@ def _tables(summary: Summary) -> str:
     costs = _table("Costs", "costs", rows, cost_columns(summary), summary)
     by_phase = phase_table(summary)
     phases = f"<h3>By phase</h3>{_table('Costs by phase', 'phase-costs', *by_phase, summary)}" if by_phase[0] else ""
+    at_budget = budget_table(summary)
+    budgets = (
+        '<section aria-labelledby="h-budget"><h2 id="h-budget">At equal budgets</h2><p class="hint">Validation figures '
+        "of the best epoch, by validation loss, within the same number of epochs and of training seconds.</p>"
+        f"{_table('At equal budgets', 'budgets', *at_budget, summary)}</section>"
+        if at_budget[0]
+        else ""
+    )
     marks = _marks(summary.reference) if summary.reference and several else ""
     return (
         f'<section aria-labelledby="h-figures"><h2 id="h-figures">{title}</h2>{figures}{marks}</section>'
         f'<section aria-labelledby="h-costs"><h2 id="h-costs">Costs</h2>{costs}{phases}</section>'
+        f"{budgets}"
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from polytask.reports.budget import equal_budgets
 from polytask.reports.summary import SEEDS_FOR_A_VERDICT, Estimate, Figure, Method, Summary, summarize
 from polytask.studies.store import RunRecord
 
@@ -68,11 +69,12 @@ def markdown(records: Sequence[RunRecord], baseline: str | None = None, referenc
         ValueError: the records cannot be compared.
     """
     summary = summarize(records, baseline, reference)
-    by_phase = phase_table(summary)
+    by_phase, at_budget = phase_table(summary), budget_table(summary)
     parts = [
         _markdown_table("method", names(summary), figure_columns(summary)),
         _markdown_table("method", names(summary), cost_columns(summary)),
         *([_markdown_table("method", *by_phase)] if by_phase[0] else []),
+        *([_markdown_table("method, on validation data", *at_budget)] if at_budget[0] else []),
         "\n".join(f"- {_markdown_text(note)}" for note in notes(summary)),
     ]
     if summary.unfinished:
@@ -135,6 +137,21 @@ def phase_table(summary: Summary) -> tuple[list[str], list[Column]]:
     return [name for name, _, _ in rows], columns
 
 
+def budget_table(summary: Summary) -> tuple[list[str], list[Column]]:
+    """The rows' names and the columns of the fourth table: validation figures at one budget for all methods."""
+    budgets = equal_budgets(summary)
+    if not budgets:
+        return [], []
+    rows = list(budgets[0].figures)
+    columns = []
+    for budget in budgets:
+        note = f"after {budget.limit:.0f} epochs" if budget.unit == "epochs" else f"after {budget.limit:.3g} seconds"
+        for figure in summary.metrics:
+            cells = _cells([budget.figures[name][figure.key] for name in rows])
+            columns.append(Column(f"{figure.task} {figure.name}", f"{note}, {figure.direction}", cells))
+    return rows, columns
+
+
 def notes(summary: Summary) -> list[str]:
     """How the figures were made, one sentence or two each."""
     seeds = f"{len(summary.seeds)} seed" + ("s" if len(summary.seeds) > 1 else "")
@@ -148,12 +165,19 @@ def notes(summary: Summary) -> list[str]:
         lines.append("There are no test figures: these are of the data that selected the epochs, so they flatter.")
     if len(summary.methods) > 1:
         lines += [*_verdict_notes(summary), *_delta_notes(summary), _RANK_NOTE]
+    if equal_budgets(summary):
+        lines.append(_BUDGET_NOTE)
     return [*lines, _SECONDS_NOTE, _MEMORY_NOTE, _MACS_NOTE]
 
 
 _RANK_NOTE = (
     "Mean rank: methods are ranked on each task by the mean of its metric (1 is best, equal means share the mean "
     "of their ranks, a mean that is not finite is last), then averaged over tasks. Ranks ignore the spread."
+)
+_BUDGET_NOTE = (
+    "At equal budgets: every history is cut at the shortest run's number of epochs, or of training seconds, and the "
+    "epoch with the lowest validation loss before the cut is shown, on validation data. Seconds depend on the machine "
+    "and on what else it was doing."
 )
 _SECONDS_NOTE = "Seconds are of training alone, without validation."
 _MEMORY_NOTE = (
@@ -327,10 +351,21 @@ class _Terminal:
         by_phase = phase_table(self.summary)
         if by_phase[0]:
             yield from _blocks(*by_phase, options.max_width)
-        for note in notes(self.summary):
-            yield Text(f"• {note}", style="dim")
+        yield Text(_terminal_note(self.summary), style="dim")
         for run in self.summary.unfinished:
             yield Text(unfinished(run), style="red" if run.state == "failed" else "yellow")
+
+
+def _terminal_note(summary: Summary) -> str:
+    base = f"{summary.split} data, mean ± standard deviation over seeds"
+    if len(summary.methods) > 1 and summary.baseline is None:
+        base += "; Δm needs a single-task baseline, found none"
+    if len(summary.methods) < 2 or summary.reference is None:
+        return f"{base}."
+    return (
+        f"{base}. ▲ better, ▼ worse than {summary.reference} (Δm: than the baseline) by more than the seeds' spread. "
+        "How each figure is made is under Notes in the report."
+    )
 
 
 def _blocks(rows: Sequence[str], columns: Sequence[Column], width: int) -> Iterable[RenderableType]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from polytask.errors import at_least
+from polytask.errors import whole
 from polytask.schedules.base import SHARED, SPECIFIC, Schedule, Update
 
 
@@ -40,12 +40,10 @@ class AlternateEpochs(Schedule):
     specific: int = 1
 
     def __post_init__(self) -> None:
-        at_least("shared", self.shared, 0)
-        at_least("specific", self.specific, 0)
+        whole("shared", self.shared, 0)
+        whole("specific", self.specific, 0)
         if self.shared == self.specific == 0:
-            raise ValueError(
-                "alternate training must update at least one block, found shared=0 and specific=0"
-            )
+            raise ValueError("alternate training must update at least one block, found shared=0 and specific=0")
 
     @property
     def cycle(self) -> int:

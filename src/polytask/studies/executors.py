@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from polytask.errors import at_least
+from polytask.studies import spec
 from polytask.studies.run import run
 from polytask.studies.store import RunRecord, lock_holder, read_record
 from polytask.training.run import Interrupted
@@ -101,7 +103,7 @@ def _default_jobs(todo: Sequence[Job]) -> int:
 def _results(todo: Sequence[Job], jobs: int, overwrite: bool) -> Iterator[tuple[int, RunRecord]]:
     if jobs <= 1:
         for index, job in enumerate(todo):
-            yield index, _one(job, overwrite, None)
+            yield index, _one(job, overwrite)
         return
     from joblib import Parallel, delayed, parallel_config
 
@@ -113,20 +115,32 @@ def _results(todo: Sequence[Job], jobs: int, overwrite: bool) -> Iterator[tuple[
 
 
 def _worker(index: int, job: Job, overwrite: bool, parent: int) -> tuple[int, RunRecord]:
-    # a worker whose parent was killed must not start what was queued
-    if os.getppid() != parent:
-        sys.exit("the process that started this run is gone")
+    _watch(parent)
     try:
-        return index, _one(job, overwrite, parent)
+        return index, _one(job, overwrite)
     except Interrupted:
+        if os.getppid() != parent:
+            os._exit(1)  # there is nobody to report to, and what is queued must not start
         return index, read_record(job.folder)
 
 
-def _one(job: Job, overwrite: bool, parent: int | None) -> RunRecord:
+@functools.cache
+def _watch(parent: int) -> None:
+    """Ends this worker, with a checkpoint, soon after its parent was killed: loky's workers would live on."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(REFRESH_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _one(job: Job, overwrite: bool) -> RunRecord:
     try:
-        return run(job.config, job.folder, method=job.method, overwrite=overwrite, wait=ORPHAN_SECONDS, parent=parent)
+        return run(job.config, job.folder, method=job.method, overwrite=overwrite, wait=ORPHAN_SECONDS)
     except (ValueError, TypeError, OSError) as error:  # its folder could not be used: told, not written
-        return RunRecord(job.method, job.config["seed"], "failed", error=str(error), folder=job.folder)
+        return RunRecord(job.method, job.config["seed"], "failed", error=spec.one_line(error), folder=job.folder)
 
 
 def _stop_workers(todo: Sequence[Job]) -> None:

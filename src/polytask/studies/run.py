@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import platform
-import signal
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +62,6 @@ def run(
     overwrite: bool = False,
     progress: bool = False,
     wait: float = 0.0,
-    parent: int | None = None,
 ) -> RunRecord:
     """Trains a configuration, evaluates it on validation and test data, and records all in `folder`.
 
@@ -78,7 +76,6 @@ def run(
         overwrite: start afresh where the folder holds a run of another configuration.
         progress: show a display on a terminal.
         wait: seconds to wait for another process that works in the folder.
-        parent: the process without which this one has to stop; for workers.
 
     Returns:
         The record, also in ``run.json``. A run that breaks during training is recorded as failed, with its
@@ -96,7 +93,7 @@ def run(
         return read_record(target)
     record = RunRecord(method or target.name, resolved["seed"], "running", folder=target)
     with _threads(resolved["threads"]):
-        keeper = _Keeper(record, Progress() if progress else None, parent)
+        keeper = _Keeper(record, Progress() if progress else None)
         built = spec.build(resolved, target, [keeper])
         splits = built.data.load()  # first: without its files nothing must be written
         probe(target)
@@ -126,9 +123,10 @@ def check_same(folder: Path, resolved: Mapping[str, Any]) -> None:
     """Refuses a folder that holds a run of another configuration."""
     found = different(folder, resolved)
     if found:
+        listed = "; ".join(found[:3]) + " and more" * (len(found) > 3)
         raise ValueError(
-            f"{folder} must hold no run of another configuration, found one that differs in "
-            f"{'; '.join(found[:3])}{' and more' * (len(found) > 3)}: choose another output folder, or overwrite this one"
+            f"{folder} must hold no run of another configuration, found one that differs in {listed}: "
+            "choose another output folder, or overwrite this one"
         )
 
 
@@ -232,13 +230,11 @@ class _Keeper(Callback):
         record: the run's record; its `epochs` follow.
         display: shown besides. It acts through this callback, since the list of callbacks is part of what a
             resumed run must have in common with the interrupted one, and a terminal is not.
-        parent: the process without which training stops, with a checkpoint.
     """
 
-    def __init__(self, record: RunRecord, display: Progress | None, parent: int | None) -> None:
+    def __init__(self, record: RunRecord, display: Progress | None) -> None:
         self._record = record
         self._display = display
-        self._parent = parent
         self._saved = self._written = time.monotonic()
 
     def on_fit_start(self, run: Run) -> None:
@@ -249,8 +245,6 @@ class _Keeper(Callback):
     def on_update(self, run: Run, info: UpdateInfo) -> None:
         if self._display is not None:
             self._display.on_update(run, info)
-        if self._parent is not None and os.getppid() != self._parent:
-            run.signal_number = run.signal_number or signal.SIGTERM
 
     def on_epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
         if self._display is not None:

@@ -146,7 +146,7 @@ def safe_names(names: Iterable[str]) -> dict[str, str]:
     """A folder name for each method name: letters, digits, ``.``, ``_`` and ``-`` only, all different.
 
     >>> safe_names(["joint", "ATE-SG 1/1", "ATE-SG 1:1"])
-    {'joint': 'joint', 'ATE-SG 1/1': 'ATE-SG-1-1', 'ATE-SG 1:1': 'ATE-SG-1-1-0c58'}
+    {'joint': 'joint', 'ATE-SG 1/1': 'ATE-SG-1-1', 'ATE-SG 1:1': 'ATE-SG-1-1-c673'}
     """
     folders: dict[str, str] = {}
     taken: set[str] = set()

@@ -63,9 +63,7 @@ class FeatureCaches:
         chunk: examples per call.
     """
 
-    def __init__(
-        self, wanted: bool | None, limit: int, features: Features, boundary: bool, chunk: int
-    ) -> None:
+    def __init__(self, wanted: bool | None, limit: int, features: Features, boundary: bool, chunk: int) -> None:
         self._wanted = wanted
         self._limit = limit
         self._features = features

@@ -28,7 +28,8 @@ class Meter:
         objectives: Mapping[str, Objective] | None = None,
     ) -> None:
         self._tasks = tasks
-        self._weights = {name: each.weight for name, each in {**tasks, **(objectives or {})}.items()}
+        everything = {**tasks, **(objectives or {})}
+        self._weights: dict[str, float] = {name: each.weight for name, each in everything.items()}
         self._metrics = metrics
         self._built: dict[str, Any] = {}
         self.reset()
@@ -63,7 +64,9 @@ class Meter:
     def figures(self) -> dict[str, float]:
         """``loss`` (weighted sum over tasks and objectives seen), ``<task>/loss``, ``<task>/<metric>``."""
         losses = self.losses()
-        row = {"loss": sum(self._weights[name] * value for name, value in losses.items())} if losses else {}
+        row: dict[str, float] = {}
+        if losses:
+            row["loss"] = sum(self._weights[name] * value for name, value in losses.items())
         for name, value in losses.items():
             row[f"{name}/loss"] = value
             if name in self._outputs:
@@ -76,7 +79,7 @@ class Meter:
         if self._counts[name] < len(targets):
             present = task.present(targets)
             outputs, targets = outputs[present], targets[present]
-        if not torch.isfinite(outputs).all():
+        if len(outputs) < task.metric.least or not torch.isfinite(outputs).all():
             return float("nan")
         if name not in self._built:
             self._built[name] = task.metric.build().to(outputs.device)
@@ -90,9 +93,7 @@ class Meter:
         """What an epoch interrupted here has gathered."""
         parts = {"totals": self._totals, "outputs": self._outputs, "targets": self._targets}
         joined = {"totals": torch.stack, "outputs": torch.cat, "targets": torch.cat}
-        kept = {
-            key: {name: joined[key](tensors) for name, tensors in part.items()} for key, part in parts.items()
-        }
+        kept = {key: {name: joined[key](tensors) for name, tensors in part.items()} for key, part in parts.items()}
         return kept | {"counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

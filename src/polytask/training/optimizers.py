@@ -70,9 +70,7 @@ class Optimizers:
         else:
             parts = [("shared", shared, options.optimizer), ("specific", specific, options.specific_optimizer)]
         self.parts = [part for part, parameters, _ in parts if parameters]
-        self.optimizers = [
-            _make(factory, groups.split(parameters)) for _, parameters, factory in parts if parameters
-        ]
+        self.optimizers = [_make(factory, groups.split(parameters)) for _, parameters, factory in parts if parameters]
         self._group_names = [_names(o, part) for o, part in zip(self.optimizers, self.parts, strict=True)]
         self._schedulers = [self._scheduler(optimizer) for optimizer in self.optimizers]
         self._steps = 0
@@ -115,9 +113,7 @@ class Optimizers:
                 scheduler.step()
 
     def _clip(self) -> None:
-        live = [
-            p for o in self.optimizers for g in o.param_groups for p in g["params"] if p.grad is not None
-        ]
+        live = [p for o in self.optimizers for g in o.param_groups for p in g["params"] if p.grad is not None]
         if self._options.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(live, self._options.clip_norm)
         if self._options.clip_value is not None:
@@ -170,9 +166,7 @@ class Optimizers:
 class _Groups:
     """Sorts parameters into the user's groups: by name prefix, ``shared`` or ``specific``; first match wins."""
 
-    def __init__(
-        self, options: Mapping[str, Mapping[str, Any]], names: Mapping[int, str], shared: set[int]
-    ) -> None:
+    def __init__(self, options: Mapping[str, Mapping[str, Any]], names: Mapping[int, str], shared: set[int]) -> None:
         self._options = options
         self._names = names
         self._shared = shared
@@ -215,9 +209,7 @@ def _names(optimizer: Optimizer, part: str) -> list[str]:
 def _make(factory: OptimizerFactory, parameters: list[Any]) -> Optimizer:
     optimizer = factory(parameters)
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"the optimizer factory must return a torch optimizer, found {type(optimizer).__name__}"
-        )
+        raise TypeError(f"the optimizer factory must return a torch optimizer, found {type(optimizer).__name__}")
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(

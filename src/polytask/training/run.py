@@ -123,9 +123,7 @@ class Run:
         parts = {"model": self.model, **{f"objective.{k}": v for k, v in self.trainer.objectives.items()}}
         for part, module in parts.items():
             prefix = f"{part}/"
-            module.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in snapshot.items() if k.startswith(prefix)}
-            )
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in snapshot.items() if k.startswith(prefix)})
 
     def direction(self, monitor: str) -> str:
         """``min`` or ``max``: which way the history column `monitor` is better.
@@ -168,6 +166,8 @@ class Run:
             while self.epoch < self.epochs and not self.stopped:
                 self._train_epoch(watchers)
                 self._end_epoch()
+                if self.signal_number:
+                    self._interrupt()
             for callback in callbacks:
                 callback.on_fit_end(self)
 
@@ -247,9 +247,7 @@ class Run:
             for step in (0, 1):
                 for update in schedule.updates(epoch, step):
                     for name in (update.specific or frozenset()) - known:
-                        raise ValueError(
-                            f"the schedule updates an unknown task `{name}`: {nearest(name, known)}"
-                        )
+                        raise ValueError(f"the schedule updates an unknown task `{name}`: {nearest(name, known)}")
                     tasks = known if update.specific is None else update.specific
                     self.freezer.switch(update.shared, frozenset(tasks))
 
@@ -271,6 +269,7 @@ class Run:
             "optimizers": self.optimizers.state_dict(),
             "schedule": trainer.schedule.state_dict(),
             "train": self.train.state_dict(),
+            "validation": {} if self.validation is None else self.validation.state_dict(),
             "meter": self._meter.state_dict(),
             "callbacks": [callback.state_dict() for callback in self.callbacks],
             "random": _random_state(trainer.device),
@@ -290,6 +289,8 @@ class Run:
         self.optimizers.load_state_dict(state["optimizers"])
         self.trainer.schedule.load_state_dict(state["schedule"])
         self.train.load_state_dict(state["train"])
+        if self.validation is not None:
+            self.validation.load_state_dict(state["validation"])
         self._meter.load_state_dict(state["meter"])
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(saved)

@@ -89,9 +89,7 @@ class Step:
             self._check_first(totals, counts)
         names = list(totals)
         scales = [self._weight(name) / counts[name] for name in names]
-        weights = backward(
-            self._balancer, names, list(totals.values()), scales, live.shared, live.specific
-        )
+        weights = backward(self._balancer, names, list(totals.values()), scales, live.shared, live.specific)
         self._optimizers.step(bool(live.shared), bool(live.specific))
         reset_gradients(live.shared)  # ten times cheaper than Optimizer.zero_grad, which profiles itself
         reset_gradients(live.specific)

@@ -16,7 +16,7 @@ from polytask.balancing.scalarization.linear import Linear
 from polytask.callback import Callback
 from polytask.data.accept import as_inputs, as_source
 from polytask.data.source import Source
-from polytask.errors import at_least, one_of
+from polytask.errors import at_least, one_of, whole
 from polytask.models.base import Model
 from polytask.objective import Objective
 from polytask.schedules.base import Schedule
@@ -111,8 +111,8 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         _check_types(model, schedule, balancer, callbacks, objectives)
-        at_least("batch_size", batch_size, 1)
-        at_least("evaluation_batch_size", evaluation_batch_size, 1)
+        whole("batch_size", batch_size, 1)
+        whole("evaluation_batch_size", evaluation_batch_size, 1)
         at_least("cache_limit", cache_limit, 0)
         one_of("precision", precision, PRECISIONS)
         self.tasks = named(tasks)
@@ -175,7 +175,7 @@ class Trainer:
                 fit.
             Interrupted: Ctrl-C or SIGTERM, after writing a checkpoint; a `KeyboardInterrupt`.
         """
-        at_least("epochs", epochs, 1)
+        whole("epochs", epochs, 1)
         train_source = self._source(train, "train", shuffle=True)
         self._check_all_tasks(train_source)
         validation_source = None if validation is None else self._source(validation, "validation")
@@ -286,9 +286,7 @@ def _fabric(accelerator: str, precision: str) -> Any:
     return Fabric(accelerator=accelerator, devices=1, precision=precision)  # pyright: ignore[reportArgumentType]
 
 
-def _check_types(
-    model: Any, schedule: Any, balancer: Any, callbacks: Sequence[Any], objectives: Sequence[Any]
-) -> None:
+def _check_types(model: Any, schedule: Any, balancer: Any, callbacks: Sequence[Any], objectives: Sequence[Any]) -> None:
     if not isinstance(model, Model):
         raise TypeError(
             f"`model` must be a polytask model, found {type(model).__name__}: wrap a module of your own in "

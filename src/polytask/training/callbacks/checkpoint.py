@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from polytask.callback import Callback
-from polytask.errors import at_least
+from polytask.errors import whole
 from polytask.training.callbacks.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Checkpoint(Callback):
     def __init__(
         self, folder: str | Path | None = None, every: int = 1, monitor: str | None = None, by: str = "cycle"
     ) -> None:
-        at_least("every", every, 1)
+        whole("every", every, 1)
         self.folder = None if folder is None else Path(folder)
         self.every = every
         self.monitor = None if monitor is None else Monitor(monitor, by, 0.0)

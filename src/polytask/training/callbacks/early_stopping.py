@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from polytask.callback import Callback
-from polytask.errors import at_least
+from polytask.errors import whole
 from polytask.training.callbacks.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class EarlyStopping(Callback):
         by: str = "cycle",
         restore_best: bool = True,
     ) -> None:
-        at_least("patience", patience, 1)
+        whole("patience", patience, 1)
         self.monitor = Monitor(monitor, by, min_delta)
         self.patience = patience
         self.restore_best = restore_best

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from polytask.callback import Callback
-from polytask.errors import at_least
+from polytask.errors import at_least, whole
 from polytask.training.callbacks.monitor import Monitor
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class ReduceLROnPlateau(Callback):
     ) -> None:
         if not 0 < factor < 1:
             raise ValueError(f"`factor` must be between 0 and 1, found {factor}")
-        at_least("patience", patience, 1)
+        whole("patience", patience, 1)
         at_least("min_lr", min_lr, 0)
         self.monitor = Monitor(monitor, by, min_delta)
         self.factor = factor

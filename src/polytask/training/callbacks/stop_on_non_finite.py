@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 
 from polytask.callback import Callback, UpdateInfo
-from polytask.errors import at_least
+from polytask.errors import whole
 
 if TYPE_CHECKING:
     from polytask.training.run import Run
@@ -37,7 +37,7 @@ class StopOnNonFinite(Callback):
     """
 
     def __init__(self, every: int = 50) -> None:
-        at_least("every", every, 1)
+        whole("every", every, 1)
         self.every = every
 
     def on_fit_start(self, run: Run) -> None:
