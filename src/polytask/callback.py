@@ -38,9 +38,15 @@ class UpdateInfo:
 class Callback:
     """Acts between updates. Every hook does nothing unless overridden.
 
+    Attributes:
+        observes_only: True for displays and logs, which change nothing: a checkpoint takes no notice of them,
+            so that a run may be resumed with others.
+
     `run` gives the model, the history, the optimizers, `run.epoch`, `run.step`, `run.stop(reason)` and
     `run.save(path)`. A callback may be reused in another fit: `on_fit_start` must reset it.
     """
+
+    observes_only: bool = False
 
     def on_fit_start(self, run: Run) -> None:
         """Before the first update. Raise here what can be known to be wrong."""

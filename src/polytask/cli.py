@@ -78,7 +78,10 @@ def _train(words: list[str]) -> int:
     from polytask.studies import spec
     from polytask.studies.run import run
 
-    resolved = spec.resolve(spec.read_config(given.config), given.overrides)
+    config = spec.read_config(given.config)
+    if "methods" in config:
+        raise ValueError(f"{given.config} is a comparison (it has `methods`): run it with `polytask compare`")
+    resolved = spec.resolve(config, given.overrides)
     if "--print_config" in given.options:
         print(spec.dump(resolved), end="")
         return 0
@@ -282,7 +285,7 @@ def _report_on(comparison: Comparison, title: str) -> int:
     failed = comparison.failed
     if len(failed) == len(comparison.records):
         return _refuse(f"no run came to an end; {_first_failure(failed)}")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(reports.terminal_table(comparison.records, comparison.baseline))
     path = reports.write(comparison.records, comparison.folder, baseline=comparison.baseline, title=title)
     print(f"report: {path}")

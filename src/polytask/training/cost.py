@@ -123,11 +123,11 @@ def _phases(trainer: Trainer, source: Source, batches: tuple[Batch, ...], size: 
             continue
         # two steps, since a schedule may make its updates in turns; their mean is what an epoch costs
         updates = [update for step in (0, 1) for update in schedule.updates(epoch, step)]
-        work = _Steps(trainer, batches, updates, None)
+        work = _Steps(trainer, source, batches, updates, None)
         phases[phase] = {"macs": macs(work) // (2 * size), "memory": work.memory()}
         frozen = not schedule.moves_shared(epoch)
         if frozen and trainer.model.boundary and source.cacheable and trainer.cache_features is not False:
-            cached = _Steps(trainer, batches, updates, _first_features(trainer, source, batches))
+            cached = _Steps(trainer, source, batches, updates, _first_features(trainer, source, batches))
             phases[f"{phase} (cached)"] = {"macs": macs(cached) // (2 * size), "memory": cached.memory()}
     return phases
 
@@ -157,6 +157,7 @@ class _Steps:
     def __init__(
         self,
         trainer: Trainer,
+        source: Source,
         batches: tuple[Batch, ...],
         updates: list[Any],
         caches: dict[str, FeatureCache] | None,
@@ -166,7 +167,7 @@ class _Steps:
         extra = [p for objective in objectives.values() for p in objective.parameters()]
         optimizers = Optimizers(self._model, extra, trainer.optimization)
         balancer = copy.deepcopy(trainer.balancer)
-        balancer.setup([*trainer.tasks, *objectives], {})
+        balancer.setup([*trainer.tasks, *objectives], source.label_counts())
         self._step = Step(
             self._model, trainer.tasks, objectives, balancer, Freezer(self._model, extra), optimizers,
             trainer.autocast,

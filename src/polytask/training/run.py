@@ -89,6 +89,10 @@ class Run:
         finally:
             self.freezer.restore()
 
+    @property
+    def _acting(self) -> list[Callback]:
+        return [callback for callback in self.callbacks if not callback.observes_only]
+
     # What callbacks use
 
     @property
@@ -271,7 +275,7 @@ class Run:
             "train": self.train.state_dict(),
             "validation": {} if self.validation is None else self.validation.state_dict(),
             "meter": self._meter.state_dict(),
-            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "callbacks": [callback.state_dict() for callback in self._acting],
             "random": _random_state(trainer.device),
         }
 
@@ -292,7 +296,7 @@ class Run:
         if self.validation is not None:
             self.validation.load_state_dict(state["validation"])
         self._meter.load_state_dict(state["meter"])
-        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
+        for callback, saved in zip(self._acting, state["callbacks"], strict=True):
             callback.load_state_dict(saved)
         for row in state["history"]:
             self.history.append(row)
@@ -311,7 +315,7 @@ class Run:
             "schedule": repr(trainer.schedule),
             "train": self.train.describe(),
             "validation": None if self.validation is None else self.validation.describe(),
-            "callbacks": [type(callback).__name__ for callback in self.callbacks],
+            "callbacks": [type(callback).__name__ for callback in self._acting],
             "balancing": trainer.balancer.describe(),
             **self.optimizers.describe(),
             "seed": trainer.seed,

@@ -216,12 +216,12 @@ class Trainer:
 
         Each file is written under a temporary name and renamed. `polytask.load` reads them back.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.contiguous().cpu().clone() for name, tensor in self.model.state_dict().items()}
-        save_file(state, target / "weights.safetensors.part", {"format": "polytask weights"})
+        (target / "weights.safetensors.part").write_bytes(save(state, {"format": "polytask weights"}))
         os.replace(target / "weights.safetensors.part", target / "weights.safetensors")
         text = json.dumps([task.describe() for task in self.tasks.values()], indent=2)
         (target / "tasks.json.part").write_text(text + "\n")

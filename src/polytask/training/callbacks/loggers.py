@@ -20,6 +20,8 @@ class CSVLogger(Callback):
         path: the file; its folder is made if need be.
     """
 
+    observes_only = True
+
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
@@ -40,6 +42,8 @@ class TensorBoard(Callback):
     Raises:
         ModuleNotFoundError: tensorboard is not installed (found out at the start of a fit).
     """
+
+    observes_only = True
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)

@@ -23,6 +23,8 @@ class Progress(Callback):
         interval: seconds between refreshes.
     """
 
+    observes_only = True
+
     def __init__(self, interval: float = 0.1) -> None:
         self.interval = interval
         self._live: Any = None
