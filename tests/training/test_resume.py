@@ -238,3 +238,15 @@ def test_a_shuffled_validation_loader_resumes_exactly(tmp_path: Path):
         again, rows = run(resume=tmp_path / f"{epoch}.ckpt")
         assert rows == history
         assert same(again.state, kept.state)
+
+
+def test_a_run_may_be_resumed_with_another_display(tmp_path: Path):
+    """Displays and logs change nothing, so checkpoints take no notice of them."""
+
+    def run(resume: Path | None = None, **options: Any) -> pt.History:
+        callbacks = [pt.callbacks.EarlyStopping("train/loss"), *options.pop("callbacks", [])]
+        return trainer(callbacks=callbacks, folder=tmp_path, **options).fit(data(), epochs=4, resume=resume)
+
+    logged = run(callbacks=[pt.callbacks.CSVLogger(tmp_path / "log.csv"), pt.callbacks.Checkpoint()], progress=True)
+    shown = run(callbacks=[pt.callbacks.Checkpoint()], resume=tmp_path / "last.ckpt", progress=False)
+    assert shown == logged
