@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,13 @@ class UpdateInfo:
         update: which blocks and objectives it touched.
         totals: {objective present: its summed loss before the update, a scalar}.
         counts: {objective present: over how many examples}.
-        weights: the balancer's weights, in the same order.
+        weights: {objective present: the balancer's weight}; 1 where it gives a gradient instead.
     """
 
     update: Update
     totals: Mapping[str, Tensor]
     counts: Mapping[str, int]
-    weights: Sequence[float] | Tensor
+    weights: Mapping[str, float | Tensor]
 
     @property
     def losses(self) -> dict[str, Tensor]:

@@ -18,8 +18,10 @@ class Needs(enum.Flag):
 
     NOTHING = 0
     LOSSES = enum.auto()
+    NORMS = enum.auto()
     GRAMIAN = enum.auto()
     JACOBIAN = enum.auto()
+    COTANGENTS = enum.auto()
     LOSSES_AFTER = enum.auto()
 
 
@@ -32,12 +34,19 @@ class Evidence:
         values: K scalars: each objective's loss over the global batch, times its fixed weight. None where
             the balancer does not need them.
         jacobian: (K, P), the gradients of `values` with respect to the shared parameters; None where the
-            balancer does not need gradients.
+            balancer does not need them or they are too large to keep.
+        gram: (K, K), the Gramian where it was gathered without a Jacobian.
+        cotangents: (K, Z), the gradients of `values` with respect to the shared features, flattened over
+            examples and features; None where the balancer does not need them.
+        examples: how many examples the features are of; the first dimension hidden in Z.
     """
 
     names: Sequence[str]
     values: Sequence[Tensor] | None = None
     jacobian: Tensor | None = None
+    gram: Tensor | None = None
+    cotangents: Tensor | None = None
+    examples: int = 0
 
     @cached_property
     def losses(self) -> Tensor:
@@ -48,15 +57,25 @@ class Evidence:
     @cached_property
     def gramian(self) -> Tensor:
         """(K, K) inner products of the shared gradients, G = J Jᵀ."""
+        if self.gram is not None:
+            return self.gram
         assert self.jacobian is not None, "the balancer's `needs` lacks GRAMIAN and JACOBIAN"
         return self.jacobian @ self.jacobian.T
 
+    @cached_property
+    def norms(self) -> Tensor:
+        """(K,) lengths of the shared gradients."""
+        return self.gramian.diagonal().clamp(min=0).sqrt()
+
 
 class Balancer(nn.Module, ABC):
-    """Turns evidence about K objectives into K weights for their gradients on the shared block.
+    """Turns evidence about K objectives into what moves the shared block.
 
-    Subclass `Scalarizer` or `Aggregator`. Learned weights and running averages are parameters or buffers,
-    or go into `get_extra_state`; they travel with the checkpoint. Everything is keyed by objective name.
+    Subclass one of `Scalarizer`, `Aggregator`, `JacobianAggregator`, `CotangentAggregator`. Learned weights
+    and running averages are parameters or buffers, or go into `get_extra_state` (tensors, numbers, strings,
+    lists and dictionaries only); they travel with the checkpoint. Everything is keyed by objective name. A
+    balancer that learns steps its own weights in `combine` or `after`; the trainer's optimizer never sees
+    them.
     """
 
     needs: Needs = Needs.LOSSES
@@ -67,14 +86,20 @@ class Balancer(nn.Module, ABC):
         Args:
             names: all objectives, in order.
             examples: how many training examples carry a target of each, where that is known.
+
+        Raises:
+            ValueError: the balancer's settings do not fit these objectives.
         """
 
     @abstractmethod
     def combine(self, evidence: Evidence) -> Tensor | Sequence[float]:
-        """K weights, in the order of `evidence.names`."""
+        """What the kind of balancer says, for the objectives in `evidence.names`."""
 
     def after(self, losses: Mapping[str, Tensor]) -> None:
         """Sees the losses on the same batch after the step, if `needs` has LOSSES_AFTER."""
+
+    def observe(self, row: Mapping[str, Any]) -> None:
+        """Sees each epoch's row of the history; for balancers that adapt by epochs."""
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint's fingerprint records."""
@@ -82,11 +107,34 @@ class Balancer(nn.Module, ABC):
 
 
 class Scalarizer(Balancer, ABC):
-    """Losses to one scalar S: the weights are ∂S/∂L_k at the global losses, for every parameter."""
+    """Losses to one scalar S.
+
+    `combine` gives K weights ∂S/∂L_k at the global losses; they scale the gradients of every parameter,
+    shared and task-specific. With NORMS in `needs` it is given `Evidence.gramian` too (of the shared
+    gradients), at the cost of one backward pass through the trunk per objective.
+    """
 
 
 class Aggregator(Balancer, ABC):
-    """Shared gradients to one: the weights are for the shared block only; in a step that does not move the
-    shared block aggregators rest, and task-specific parameters always get their own loss's gradient."""
+    """Gramian of the shared gradients to K weights for their sum on the shared block.
+
+    In a step that does not move the shared block aggregators rest, and task-specific parameters always get
+    their own loss's gradient.
+    """
 
     needs = Needs.GRAMIAN
+
+
+class JacobianAggregator(Aggregator, ABC):
+    """Jacobian to the shared block's gradient itself: `combine` gives (P,)."""
+
+    needs = Needs.JACOBIAN
+
+
+class CotangentAggregator(Aggregator, ABC):
+    """Gradients at the feature boundary to one: `combine` gives (Z,), pulled back through the trunk once.
+
+    Needs a model with a boundary whose features are of one example per row.
+    """
+
+    needs = Needs.COTANGENTS

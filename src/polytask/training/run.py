@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from polytask.batch import Batch
 from polytask.callback import Callback
 from polytask.data.source import Source, derived_seed
 from polytask.errors import nearest
@@ -75,7 +76,7 @@ class Run:
         self.freezer = Freezer(self.model, extra, trainer.frozen_dropout)
         self._step = Step(
             self.model, trainer.tasks, trainer.objectives, trainer.balancer, self.freezer,
-            self.optimizers, trainer.autocast,
+            self.optimizers, trainer.autocast, trainer.gradients,
         )  # fmt: skip
         self._meter = Meter(trainer.tasks, trainer.train_metrics, trainer.objectives)
         self._validation_meter = Meter(trainer.tasks)
@@ -88,6 +89,12 @@ class Run:
             self._check_updates()
         finally:
             self.freezer.restore()
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps in an epoch; None if only the end of the data tells."""
+        batches = self.train.steps_per_epoch
+        return None if batches is None else -(-batches // self.trainer.accumulate)
 
     @property
     def _acting(self) -> list[Callback]:
@@ -179,7 +186,7 @@ class Run:
         schedule = self.trainer.schedule
         caches = self._phase_caches()
         begin, before = time.perf_counter(), self._seconds
-        for batches in self.train.steps(self.epoch, self.step_in_epoch):
+        for batches in self._batches():
             meter: Meter | None = self._meter
             for update in schedule.updates(self.epoch, self.step):
                 info = self._step(batches, update, caches, meter)
@@ -195,6 +202,18 @@ class Run:
         if not self.step_in_epoch:
             raise ValueError("train: an epoch must hold at least one batch, found none")
         self._seconds = before + time.perf_counter() - begin
+
+    def _batches(self) -> Iterator[tuple[Batch, ...]]:
+        """The batches of each optimizer step that is left of this epoch; the last may have fewer."""
+        size = self.trainer.accumulate
+        together: tuple[Batch, ...] = ()
+        for number, batches in enumerate(self.train.steps(self.epoch, self.step_in_epoch * size), 1):
+            together += batches
+            if number % size == 0:
+                yield together
+                together = ()
+        if together:
+            yield together
 
     def _phase_caches(self) -> dict[str, FeatureCache] | None:
         if self.trainer.schedule.moves_shared(self.epoch):
@@ -218,6 +237,7 @@ class Run:
         self.history.append(row)
         self.train.observe(row)
         self.trainer.schedule.observe(row)
+        self.trainer.balancer.observe(row)
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
         self.epoch += 1
@@ -312,6 +332,8 @@ class Run:
             "tasks": [task.describe() for task in trainer.tasks.values()],
             "weights": {name: [list(t.shape), str(t.dtype)] for name, t in self.model.state_dict().items()},
             "objectives": list(trainer.objectives),
+            "gradients": trainer.gradients,
+            "accumulate": trainer.accumulate,
             "schedule": repr(trainer.schedule),
             "train": self.train.describe(),
             "validation": None if self.validation is None else self.validation.describe(),

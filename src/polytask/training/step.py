@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import Balancer, Needs
-from polytask.balancing.gradients import backward
-from polytask.batch import Batch
+from polytask.balancing.gradients import Backward
+from polytask.batch import Batch, tensors_of
 from polytask.callback import UpdateInfo
 from polytask.models.base import Model
 from polytask.objective import Context, Objective
@@ -34,6 +34,7 @@ class Step:
         freezer: switches blocks.
         optimizers: step the blocks.
         autocast: makes the context of the forward pass.
+        gradients: how gradients are taken for the balancer, see `polytask.balancing.gradients.Backward`.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Step:
         freezer: Freezer,
         optimizers: Optimizers,
         autocast: Callable[[], AbstractContextManager[Any]],
+        gradients: str = "exact",
     ) -> None:
         self._model = model
         self._tasks = tasks
@@ -53,6 +55,7 @@ class Step:
         self._freezer = freezer
         self._optimizers = optimizers
         self._autocast = autocast
+        self._gradients = gradients
         self._checked: set[str] = set()
 
     def __call__(
@@ -84,18 +87,25 @@ class Step:
         live = self._freezer.switch(
             update.shared, frozenset(names if specific is None else specific.intersection(names))
         )
-        totals, counts = self._losses(batches, names, update, caches, meter)
-        if len(self._checked) < len(self._tasks) + len(self._objectives):
-            self._check_first(totals, counts)
-        names = list(totals)
-        scales = [self._weight(name) / counts[name] for name in names]
-        weights = backward(self._balancer, names, list(totals.values()), scales, live.shared, live.specific)
+        counts = {name: sum(batch.counts.get(name, 0) for batch in batches) for name in names}
+        counts |= dict.fromkeys(self._objectives, len(batches))
+        work = Backward(self._balancer, live.shared, live.specific, mode=self._gradients, batches=len(batches))
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            totals, features = self._losses(batch, names, update, caches, meter)
+            if len(self._checked) < len(self._tasks) + len(self._objectives):
+                self._check_first(totals, counts)
+            scales = [self._weight(name) / counts[name] for name in totals]
+            work.add(list(totals), list(totals.values()), scales, features)
+            for name, total in totals.items():
+                sums[name] = sums[name] + total.detach() if name in sums else total.detach()
+        weights = work.finish()
         self._optimizers.step(bool(live.shared), bool(live.specific))
         reset_gradients(live.shared)  # ten times cheaper than Optimizer.zero_grad, which profiles itself
         reset_gradients(live.specific)
         if Needs.LOSSES_AFTER in self._balancer.needs:
-            self._look_again(batches, names, update, caches)
-        return UpdateInfo(update, totals, counts, weights)
+            self._look_again(batches, names, update, caches, counts)
+        return UpdateInfo(update, sums, {name: counts[name] for name in sums}, weights)
 
     def _present(self, batches: Sequence[Batch], update: Update) -> list[str]:
         wanted = update.objectives
@@ -112,31 +122,28 @@ class Step:
 
     def _losses(
         self,
-        batches: Sequence[Batch],
+        batch: Batch,
         names: Sequence[str],
         update: Update,
         caches: Mapping[str, FeatureCache] | None,
         meter: Meter | None,
-    ) -> tuple[dict[str, Tensor], dict[str, int]]:
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Summed losses of one batch, and the features they hang on."""
         totals: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        for batch in batches:
-            here = [name for name in names if batch.counts.get(name)]
-            with self._autocast():
-                features, outputs = self._forward(batch, here, update, caches)
-                for name in here:
-                    count, target = batch.counts[name], batch.targets[name]
-                    if name not in self._checked:
-                        _check_width(self._tasks[name], outputs[name], batch.size)
-                    total = self._tasks[name].total(outputs[name], target, count, batch.weights.get(name))
-                    totals[name] = totals[name] + total if name in totals else total
-                    counts[name] = counts.get(name, 0) + count
-                    if meter is not None:
-                        meter.add(name, total, count)
-                        meter.keep(name, outputs[name], target)
-                if self._objectives:
-                    self._extra(batch, features, outputs, update, totals, counts, meter)
-        return totals, counts
+        here = [name for name in names if batch.counts.get(name)]
+        with self._autocast():
+            features, outputs = self._forward(batch, here, update, caches)
+            for name in here:
+                count, target = batch.counts[name], batch.targets[name]
+                if name not in self._checked:
+                    _check_width(self._tasks[name], outputs[name], batch.size)
+                totals[name] = self._tasks[name].total(outputs[name], target, count, batch.weights.get(name))
+                if meter is not None:
+                    meter.add(name, totals[name], count)
+                    meter.keep(name, outputs[name], target)
+            if self._objectives:
+                self._extra(batch, features, outputs, update, totals, meter)
+        return totals, [] if features is None else [f for f in tensors_of(features) if f.requires_grad]
 
     def _forward(
         self,
@@ -165,7 +172,6 @@ class Step:
         outputs: Mapping[str, Tensor],
         update: Update,
         totals: dict[str, Tensor],
-        counts: dict[str, int],
         meter: Meter | None,
     ) -> None:
         context = Context(self._model, batch, features, outputs)
@@ -174,8 +180,7 @@ class Step:
                 continue
             value = objective(context)
             if value.requires_grad:  # else it depends on nothing that this update moves
-                totals[name] = totals[name] + value if name in totals else value
-                counts[name] = counts.get(name, 0) + 1
+                totals[name] = value
                 if meter is not None:
                     meter.add(name, value, 1)
 
@@ -186,9 +191,14 @@ class Step:
         names: Sequence[str],
         update: Update,
         caches: Mapping[str, FeatureCache] | None,
+        counts: Mapping[str, int],
     ) -> None:
-        totals, counts = self._losses(batches, names, update, caches, None)
-        self._balancer.after({name: total / counts[name] for name, total in totals.items()})
+        after: dict[str, Tensor] = {}
+        for batch in batches:
+            for name, total in self._losses(batch, names, update, caches, None)[0].items():
+                part = total * (self._weight(name) / counts[name])
+                after[name] = after[name] + part if name in after else part
+        self._balancer.after(after)
 
     def _check_first(self, totals: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:
         for name, total in totals.items():

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from polytask.balancing.base import Balancer
+from polytask.balancing.gradients import MODES
 from polytask.balancing.scalarization.linear import Linear
 from polytask.callback import Callback
 from polytask.data.accept import as_inputs, as_source
@@ -54,6 +55,11 @@ class Trainer:
             scheduler.
         clip_norm: largest norm of all live gradients together, after balancing.
         clip_value: largest absolute value of a gradient's entry, after balancing.
+        gradients: how per-objective gradients are taken for a balancer that needs them: ``exact``,
+            ``features`` (at the feature boundary, one pass through the trunk) or ``low_memory``; see
+            `polytask.balancing.gradients.Backward`.
+        accumulate: batches whose gradients make one optimizer step, at least 1; the balancer sees the
+            accumulated gradients once per step, the same as those of the concatenated batch.
         cache_features: in specific phases, features of the frozen trunk are computed once where that is
             exact (None), never (False), or it is an error if they cannot be (True). The log says which.
         cache_limit: bytes that cached features may take; above it they are recomputed.
@@ -100,6 +106,8 @@ class Trainer:
         warmup: int = 0,
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        gradients: str = "exact",
+        accumulate: int = 1,
         cache_features: bool | None = None,
         cache_limit: int = 2**30,
         frozen_dropout: bool = False,
@@ -128,6 +136,10 @@ class Trainer:
         self.callbacks = tuple(callbacks)
         self.batch_size = batch_size
         self.seed = seed
+        one_of("gradients", gradients, MODES)
+        whole("accumulate", accumulate, 1)
+        self.gradients = gradients
+        self.accumulate = accumulate
         self.cache_features = cache_features
         self.cache_limit = cache_limit
         self.frozen_dropout = frozen_dropout

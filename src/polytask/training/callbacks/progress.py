@@ -51,7 +51,7 @@ class Progress(Callback):
         if self._live is None or (now := time.monotonic()) - self._shown < self.interval:
             return
         self._shown = now
-        steps = run.train.steps_per_epoch
+        steps = run.steps_per_epoch
         done = run.step_in_epoch + 1
         fraction = done / steps if steps else 0.0
         self._draw(run.epoch + fraction, f"{run.phase} {done}/{steps or '?'} {self._figures}")
