@@ -174,6 +174,8 @@ class Witness(pt.Callback):
 class Interrupter(pt.Callback):
     """Sends a signal to this process after a number of updates."""
 
+    observes_only = True
+
     def __init__(self, after: int | None = None, number: int = signal.SIGINT) -> None:
         self.after = after
         self.number = number

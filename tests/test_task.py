@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.helpers import NAN
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import polytask as pt
@@ -36,15 +36,16 @@ def _cases() -> dict[str, tuple[pt.Task, Tensor, Tensor, Any]]:
         "numbers": (pt.regression("t", 2), torch.randn(n, 2), torch.randn(n, 2), NAN),
         "number, standardised": (pt.regression("t", mean=5.0, std=2.0), torch.randn(n, 1), torch.randn(n), NAN),
         "own loss, per example": (
-            pt.regression("t", loss=lambda p, y: (p.squeeze(1) - y).abs()), torch.randn(n, 1), torch.randn(n), NAN,
+            pt.regression("t", loss=lambda p, y: (p - y).abs()), torch.randn(n, 1), torch.randn(n), NAN,
         ),
         "own loss, mean": (
-            pt.regression("t", loss=lambda p, y: F.l1_loss(p.squeeze(1), y)), torch.randn(n, 1), torch.randn(n), NAN,
+            pt.regression("t", loss=nn.L1Loss()), torch.randn(n, 1), torch.randn(n), NAN,
         ),
     }  # fmt: skip
 
 
 NAMES = list(_cases())
+WEIGHTABLE = [name for name in NAMES if name != "own loss, mean"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,7 +76,7 @@ def test_the_total_is_the_sum_of_the_losses(name: str):
     torch.testing.assert_close(task.total(outputs, target, 12), losses.sum())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WEIGHTABLE)
 def test_sample_weights_multiply_the_losses(name: str):
     task, outputs, target, _ = _cases()[name]
     factors = torch.rand(12)
@@ -101,6 +102,98 @@ def test_the_losses_are_torchs_own():
     torch.testing.assert_close(task.losses(outputs, target), (outputs.squeeze(1) - (target - 5) / 2).square())
     task, outputs, target, _ = cases["numbers"]
     torch.testing.assert_close(task.losses(outputs, target), (outputs - target).square().mean(1))
+
+
+# {name: (task maker, loss module, outputs, targets, what a missing target is)}
+MODULES: dict[str, tuple[Any, Any, int, Any, Any]] = {
+    "L1Loss": (pt.regression, nn.L1Loss, 1, torch.randn(9), NAN),
+    "HuberLoss": (pt.regression, nn.HuberLoss, 1, torch.randn(9), NAN),
+    "BCEWithLogitsLoss": (pt.binary, nn.BCEWithLogitsLoss, 1, torch.randint(0, 2, (9,)).float(), NAN),
+    "CrossEntropyLoss": (lambda n, **o: pt.classification(n, 3, **o), nn.CrossEntropyLoss, 3, torch.randint(0, 3, (9,)), -100),
+    "L1Loss of several": (lambda n, **o: pt.regression(n, 2, **o), nn.L1Loss, 2, torch.randn(9, 2), NAN),
+    "BCEWithLogitsLoss of several": (lambda n, **o: pt.multilabel(n, 2, **o), nn.BCEWithLogitsLoss, 2, torch.randint(0, 2, (9, 2)).float(), NAN),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("holes", [False, True], ids=["full", "holes"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("name", MODULES)
+def test_torchs_loss_modules_serve_as_own_losses(name: str, reduction: str, holes: bool):
+    make, module, width, target, missing = MODULES[name]
+    task = make("t", loss=module(reduction=reduction))
+    outputs = torch.randn(9, width, requires_grad=True)
+    kept = torch.arange(9)
+    if holes:
+        kept, target = torch.tensor([0, 2, 3, 7]), target.clone()
+        target[[1, 4, 5, 6, 8]] = missing
+    shown = outputs[kept].squeeze(1) if width == 1 else outputs[kept]
+    expected = module()(shown, target[kept])
+    total = task.total(outputs, target, len(kept))
+    torch.testing.assert_close(total / len(kept), expected)
+    torch.testing.assert_close(task.losses(outputs, target).sum(), total)
+    (gradient,) = torch.autograd.grad(total, outputs)
+    torch.testing.assert_close(gradient / len(kept), torch.autograd.grad(expected, outputs)[0])
+    factors = torch.rand(9)
+    if reduction == "mean":
+        rule = "task `t`, loss: with sample weights an own `loss` must give one value per example, found their mean"
+        with pytest.raises(ValueError, match=rule):
+            task.total(outputs, target, len(kept), factors)
+        return
+    each = module(reduction="none")(shown, target[kept]).reshape(len(kept), -1).mean(1)
+    torch.testing.assert_close(task.total(outputs, target, len(kept), factors), (each * factors[kept]).sum())
+
+
+@pytest.mark.parametrize("holes", [False, True], ids=["full", "holes"])
+@pytest.mark.parametrize(
+    ("task", "found"),
+    [
+        (pt.regression("t", loss=lambda p, y: p[:, None] - y), r"shape \(COUNT, COUNT\)"),
+        (pt.regression("t", loss=lambda p, y: p[:1]), r"shape \(1,\)"),
+        (pt.classification("t", 3, loss=lambda p, y: p.mean(0)), r"shape \(3,\)"),
+        (pt.regression("t", loss=lambda p, y: 3.0), "float"),
+        (pt.regression("t", loss=lambda p, y: None), "NoneType"),
+    ],
+)  # fmt: skip
+def test_own_losses_of_another_shape_are_refused(task: pt.Task, found: str, holes: bool):
+    target = torch.zeros(5, dtype=torch.long) if task.outputs == 3 else torch.zeros(5)
+    if holes:
+        target[0] = -100 if task.outputs == 3 else NAN
+    count = 5 - holes
+    found = found.replace("COUNT", str(count))
+    with pytest.raises(ValueError, match=rf"task `t`, loss: an own `loss` must give .*, found {found}$"):
+        task.total(torch.randn(5, task.outputs), target, count)
+
+
+@pytest.mark.parametrize("holes", [False, True], ids=["full", "holes"])
+def test_an_own_loss_of_a_standardised_task_is_measured_in_the_targets_units(holes: bool):
+    task = pt.regression("t", loss=nn.L1Loss(), mean=40.0, std=10.0)
+    outputs, target = torch.randn(6, 1), torch.randn(6) * 10 + 40
+    if holes:
+        target[2] = NAN
+    kept = ~torch.isnan(target)
+    expected = (task.predict(outputs).values - target)[kept].abs().sum()
+    torch.testing.assert_close(task.total(outputs, target, int(kept.sum())), expected)
+
+
+def test_own_losses_may_change_the_dtype():
+    task = pt.binary("t", loss=lambda p, y: (p - y).abs())
+    outputs, target = torch.randn(4, 1, dtype=torch.bfloat16), torch.tensor([1.0, NAN, 0.0, 1.0])
+    assert task.losses(outputs, target).dtype == torch.float32
+    task = pt.regression("t", loss=nn.L1Loss(), mean=1000.0)  # which bfloat16 would round to multiples of 4
+    assert task.total(torch.ones(2, 1, dtype=torch.bfloat16), torch.full((2,), 1000.0), 2).item() == 2
+
+
+def test_a_stock_loss_trains_what_the_kinds_own_does():
+    x = torch.rand(32, 2)
+    y = (x[:, 0] > 0.5).float()
+    figures = []
+    for loss in (None, nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss(reduction="none")):
+        torch.manual_seed(0)
+        model = pt.models.HardSharing(nn.Linear(2, 4), {"a": nn.Linear(4, 1)})
+        run = pt.Trainer(model, [pt.binary("a", loss=loss)], progress=False)
+        run.fit((x, y), epochs=2)
+        figures.append(run.evaluate((x, y))["loss"])
+    assert figures == pytest.approx([figures[0]] * 3)
 
 
 def test_a_partly_labelled_example_counts_its_given_labels():
@@ -186,6 +279,9 @@ def test_bad_targets_are_refused(task: pt.Task, target: Tensor, message: str):
         (lambda: pt.classification("t", 2, class_weights=[1, -1]), "found [1, -1]"),
         (lambda: pt.classification("t", 2, label_smoothing=1.0), "`label_smoothing` must be in [0, 1), found 1.0"),
         (lambda: pt.classification("t", 2, labels=["x"]), "`labels` must name all 2 classes, found 1 names"),
+        (lambda: pt.binary("t", labels=["x"]), "`labels` must name all 2 classes, found 1 names"),
+        (lambda: pt.multilabel("t", 3, labels=["x", "y"]), "`labels` must name all 3 labels, found 2 names"),
+        (lambda: pt.regression("t", 2, labels=["x"]), "`labels` must name all 2 dimensions, found 1 names"),
         (lambda: pt.multilabel("t", 1), "`count` must be at least 2, found 1"),
         (lambda: pt.multilabel("t", 2, positive_weights=[1, 0]), "`positive_weights` must be 2 factors above 0, found [1, 0]"),
         (lambda: pt.regression("t", 0), "`dimensions` must be at least 1, found 0"),

@@ -66,6 +66,14 @@ class Callback:
     def on_close(self, run: Run) -> None:
         """Last of all, errors and interruptions included: close files and displays here."""
 
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint's fingerprint records: the kind and its settings, read at the start of a fit."""
+        plain = {bool, int, float, str}
+        public = {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        settings = {key: value for key, value in public.items() if type(value) in plain}
+        nested = {key: value.describe() for key, value in public.items() if hasattr(value, "describe")}
+        return {"callback": type(self).__name__, **settings, **nested}
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dictionaries that must be kept to go on exactly."""
         return {}

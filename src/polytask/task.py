@@ -56,8 +56,11 @@ class Task(ABC):
 
     Attributes:
         name: unique among the tasks of a model.
-        loss: None for the kind's own loss; or any callable (predictions (n, C), targets) -> one value
-            per example (n,) or their mean (). It is called with the labelled examples only.
+        loss: None for the kind's own loss; or any callable (predictions, targets) -> values, such as
+            torch's loss modules. It is called with the n labelled examples only: predictions are (n,) for a
+            task of one output, else (n, C). It gives their mean (), which rules out sample weights, or
+            one value per example (n,); of several outputs it may also give (n, ...), of which the mean over
+            all but the first dimension is taken.
         metric: figure of merit; see `polytask.metrics.metric_for` for what is accepted.
         weight: fixed weight λ_k > 0; multiplies the loss once, before any balancer.
         labels: names of the classes or labels, for reports; empty if they have none.
@@ -120,9 +123,8 @@ class Task(ABC):
         if self.loss is None:
             values = self.own_losses(prediction, self.fill(target), "none")
         else:
-            kept = self.loss(prediction[present], target[present])
-            values = prediction.new_zeros(len(present))
-            values = values.masked_scatter(present, kept.expand(int(present.sum())))
+            kept = self._given_losses(prediction[present], target[present], weights is not None)
+            values = kept.new_zeros(len(present)).masked_scatter(present, kept)
         values = torch.where(present, values, values.new_zeros(()))
         return values if weights is None else values * weights
 
@@ -131,9 +133,29 @@ class Task(ABC):
         if weights is None and count == len(target):
             if self.loss is None:
                 return self.own_losses(prediction, target, "sum")
-            values = self.loss(prediction, target)
-            return values * count if values.dim() == 0 else values.sum()
+            return self._given_losses(prediction, target).sum()
         return self.losses(prediction, target, weights).sum()
+
+    def in_units(self, prediction: Tensor) -> Tensor:
+        """Raw outputs as an own loss takes them, in the units of the targets."""
+        return prediction
+
+    def _given_losses(self, prediction: Tensor, target: Tensor, weighted: bool = False) -> Tensor:
+        """The own loss, one value per example; `target` has no missing entries unless it is multi-label."""
+        assert self.loss is not None
+        values = self.loss(self.in_units(_flat(prediction) if self.outputs == 1 else prediction), target)
+        count = len(target)
+        if not isinstance(values, Tensor):
+            raise self._refuse("an own `loss` must give a tensor", type(values).__name__, "loss")
+        if values.dim() == 0:
+            if weighted:
+                rule = "with sample weights an own `loss` must give one value per example"
+                raise self._refuse(rule, "their mean: use reduction='none'", "loss")
+            return values.expand(count)
+        if len(values) != count or (self.outputs == 1 and values.numel() != count):
+            rule = f"an own `loss` must give one value per example ({count},) or their mean ()"
+            raise self._refuse(rule, f"shape {tuple(values.shape)}", "loss")
+        return values.flatten(1).mean(1) if values.dim() > 1 else values
 
     def describe(self) -> dict[str, Any]:
         """What a run folder and a checkpoint's fingerprint record about the task."""
@@ -153,6 +175,11 @@ class Task(ABC):
 
 def _flat(prediction: Tensor) -> Tensor:
     return prediction.squeeze(-1) if prediction.dim() > 1 else prediction
+
+
+def _check_labels(labels: Sequence[str], count: int, what: str) -> None:
+    if labels and len(labels) != count:
+        raise ValueError(f"`labels` must name all {count} {what}, found {len(labels)} names")
 
 
 def _vector(task: Task, target: Tensor, where: str) -> Tensor:
@@ -347,7 +374,11 @@ class Regression(Task):
 
     def predict(self, outputs: Tensor) -> Prediction:
         values = _flat(outputs.float()) if self.dimensions == 1 else outputs.float()
-        return Prediction(values * self.std + self.mean, None, outputs)
+        return Prediction(self.in_units(values), None, outputs)
+
+    def in_units(self, prediction: Tensor) -> Tensor:
+        wide = torch.promote_types(prediction.dtype, torch.float32)  # bfloat16 has 3 digits
+        return prediction.to(wide) * self.std + self.mean
 
     def standardized(self, targets: Any) -> Regression:
         """This task with `mean` and `std` taken from training targets (missing ones left out).
@@ -393,6 +424,7 @@ def binary(
     """
     if positive_weight is not None and not positive_weight > 0:
         raise ValueError(f"`positive_weight` must be above 0, found {positive_weight}")
+    _check_labels(labels, 2, "classes")
     return Binary(name, loss, metric_for("binary", metric, 1), weight, tuple(labels), positive_weight)
 
 
@@ -427,8 +459,7 @@ def classification(
         raise ValueError(f"`class_weights` must be {classes} factors of at least 0, found {list(class_weights)}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"`label_smoothing` must be in [0, 1), found {label_smoothing}")
-    if labels and len(labels) != classes:
-        raise ValueError(f"`labels` must name all {classes} classes, found {len(labels)} names")
+    _check_labels(labels, classes, "classes")
     return Classification(
         name, loss, metric_for("multiclass", metric, classes), weight, tuple(labels), classes,
         None if class_weights is None else tuple(map(float, class_weights)), label_smoothing,
@@ -457,6 +488,7 @@ def multilabel(
     whole("count", count, 2)
     if positive_weights is not None and (len(positive_weights) != count or min(positive_weights) <= 0):
         raise ValueError(f"`positive_weights` must be {count} factors above 0, found {list(positive_weights)}")
+    _check_labels(labels, count, "labels")
     return MultiLabel(
         name, loss, metric_for("multilabel", metric, count), weight, tuple(labels), count,
         None if positive_weights is None else tuple(map(float, positive_weights)),
@@ -479,7 +511,8 @@ def regression(
     Args:
         name: the task's name.
         dimensions: at least 1; targets have shape (N,) or (N, dimensions), missing ones are NaN.
-        loss: own loss in place of the squared error; see `Task`. It sees targets in their own units.
+        loss: own loss in place of the squared error; see `Task`. It sees predictions and targets in the targets' own
+            units, whatever `mean` and `std` are.
         metric: ``r2`` (default), ``mae``, ``mse``, ``rmse``, or as in `binary`.
         weight: fixed weight of the task's loss, above 0.
         mean: subtracted from the targets inside the loss; `Regression.standardized` measures it.
@@ -492,6 +525,7 @@ def regression(
     whole("dimensions", dimensions, 1)
     if not std > 0:
         raise ValueError(f"`std` must be above 0, found {std}")
+    _check_labels(labels, dimensions, "dimensions")
     return Regression(
         name, loss, metric_for("regression", metric, dimensions), weight, tuple(labels), dimensions, mean, std
     )

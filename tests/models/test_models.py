@@ -57,6 +57,119 @@ def test_shared_parameters_may_be_told_by_a_function_or_several_prefixes():
         assert len(model.blocks().shared.parameters) == 4
 
 
+class Mixed(nn.Module):
+    """Modules without parameters, with buffers or without, in every place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6, affine=False), nn.ReLU())
+        self.between = nn.BatchNorm1d(6, affine=False)
+        self.a = nn.Sequential(nn.Linear(6, 4), nn.Sequential(nn.BatchNorm1d(4, affine=False)), nn.Linear(4, 1))
+        self.b = nn.Linear(6, 3)
+
+    def forward(self, x: Any) -> dict[str, torch.Tensor]:
+        z = self.between(self.trunk(x))
+        return {"a": self.a(z), "b": self.b(z)}
+
+
+CUTS: dict[str, Any] = {
+    "the layer": "trunk.0",
+    "the trunk": "trunk",
+    "a function": lambda name: {"trunk.0.weight": True, "trunk.0.bias": True, "a.0.weight": False, "a.0.bias": False,
+                                "a.2.weight": False, "a.2.bias": False, "b.weight": False, "b.bias": False}[name],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("specific", [None, {"a": "a", "b": "b"}], ids=["one rest", "each its own"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_modules_without_parameters_belong_to_the_parameters_around_them(cut: str, specific: Any):
+    module = Mixed()
+    model = Partitioned(module, CUTS[cut], specific, tasks=["a", "b"])
+    model.bind(["a", "b"])
+    blocks = model.blocks()
+    shared, own = ({id(m) for m in block.modules} for block in (blocks.shared, blocks.specific["a"]))
+    assert {id(module.trunk[1]), id(module.trunk[2])} <= shared
+    assert {id(module.a[1]), id(module.a[1][0])} <= own
+    assert {id(module), id(module.between)} <= shared - own  # around them are parameters of several blocks
+    assert not shared & own
+    before = weights(module)
+    trainer(model, schedule=pt.schedules.AlternateEpochs(0, 1)).fit(data(), epochs=1)
+    moved = {name for name, value in module.state_dict().items() if not same(value, before[name])}
+    assert not {name for name in moved if name.startswith(("trunk", "between"))}
+    assert {name for name in moved if name.startswith("a.1")}
+
+
+def test_a_module_whose_parameters_belong_to_several_blocks_is_shared():
+    module = Whole(nn.Sequential(nn.Linear(3, 6), nn.Tanh()), heads())
+    model = Partitioned(module, ["trunk.0.weight"], tasks=["a", "b"])
+    blocks = model.blocks()
+    assert [id(p) for p in blocks.shared.parameters] == [id(module.trunk[0].weight)]
+    assert any(m is module.trunk[0] for m in blocks.shared.modules)
+    assert not any(m is module.trunk[0] for m in blocks.specific["a"].modules)
+
+
+class Decoder(nn.Linear):
+    def forward(self, x: Any) -> torch.Tensor:
+        return super().forward(x).sum(1, keepdim=True)
+
+
+class Tied(nn.Module):
+    """Heads a and b have one weight, and head c decodes with the trunk's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(3, 3)
+        self.a, self.b, self.c = nn.Linear(3, 1), nn.Linear(3, 1), Decoder(3, 3)
+        self.b.weight = self.a.weight
+        self.c.weight = self.trunk.weight
+
+    def forward(self, x: Any) -> dict[str, torch.Tensor]:
+        z = self.trunk(x)
+        return {"a": self.a(z), "b": self.b(z), "c": self.c(z)}
+
+    def model(self, form: str) -> pt.models.Model:
+        if form == "hard":
+            return HardSharing(self.trunk, {"a": self.a, "b": self.b, "c": self.c})
+        return Partitioned(self, "trunk", {name: name for name in "abc"})
+
+
+@pytest.mark.parametrize("form", ["hard", "partitioned"])
+def test_a_tied_parameter_belongs_to_every_block_that_holds_it(form: str):
+    module = Tied()
+    blocks = module.model(form).blocks()
+    held = {name: {id(p) for p in block.parameters} for name, block in {"": blocks.shared, **blocks.specific}.items()}
+    assert held == {
+        "": {id(module.trunk.weight), id(module.trunk.bias)},
+        "a": {id(module.a.weight), id(module.a.bias)},
+        "b": {id(module.a.weight), id(module.b.bias)},
+        "c": {id(module.trunk.weight), id(module.c.bias)},
+    }
+    assert all(len(block.parameters) == 2 for block in blocks.specific.values())
+    module.b.bias = module.a.bias  # b has nothing left of its own
+    assert len(module.model(form).blocks().specific["b"].parameters) == 2
+
+
+@pytest.mark.parametrize("form", ["hard", "partitioned"])
+def test_weights_tied_between_trunk_and_head_move_in_shared_phases_only(form: str):
+    kinds = [pt.regression(name) for name in "abc"]
+    x, y = torch.randn(8, 3), {name: torch.randn(8) for name in "abc"}
+    module = Tied()
+    tied, own = module.trunk.weight, module.c.bias
+    loss = sum(kind.total(out, y[kind.name], 8) / 8 for kind, out in zip(kinds, module(x).values(), strict=True))
+    gradient = torch.autograd.grad(loss, tied)[0]  # through the trunk and through the head
+    seen = [(tied.detach().clone(), own.detach().clone())]
+
+    class Look(pt.Callback):
+        def on_update(self, run: Any, info: Any) -> None:
+            seen.append((tied.detach().clone(), own.detach().clone()))
+
+    run = trainer(module.model(form), tasks=kinds, schedule=pt.schedules.AlternateEpochs(1, 1), callbacks=[Look()])
+    run.fit((x, y), epochs=3)
+    torch.testing.assert_close(seen[1][0], seen[0][0] - 0.1 * gradient)
+    moves = [tuple(not torch.equal(p, q) for p, q in zip(*pair, strict=True)) for pair in zip(seen, seen[1:], strict=False)]
+    assert moves == [(True, False), (False, True), (True, False)]
+
+
 def test_towers_start_equal_and_share_nothing():
     model = SingleTask(trunk("norm"), heads("abc"))
     towers = [weights(tower) for tower in model.towers.values()]

@@ -98,6 +98,15 @@ def test_the_selected_epoch_is_early_stoppings(config, tmp_path):
     assert record.selected_epoch == record.epochs == 2
 
 
+def test_weights_put_back_after_a_loss_that_is_not_finite_are_not_the_last_epochs(config, tmp_path):
+    config["trainer"]["callbacks"].append({"class_path": "StopOnNonFinite"})
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e30}}
+    record = run(config, tmp_path / "a", overrides={"trainer.optimizer": optimizer})
+    assert record.state == "done" and "in epoch 1" in record.stopped
+    assert (record.epochs, record.selected_epoch) == (1, 0)
+    assert np.isfinite(record.metrics["test"]["loss"])
+
+
 def test_regions_hold_what_is_predicted_over_the_plane(done):
     folder, _ = done
     with np.load(folder / "regions.npz", allow_pickle=False) as regions:

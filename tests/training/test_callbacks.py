@@ -110,6 +110,22 @@ def test_plateaus_look_at_ends_of_cycles():
     assert script.rates == [0.1] * 10 + [0.05] * 2
 
 
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_plateau_cuts_hold_under_a_closed_form_scheduler(interval: str):
+    """A scheduler that works rates out from the initial ones goes on from the cut, not from before it."""
+    schedulers = torch.optim.lr_scheduler
+    _, script = _fit(
+        [3, 3, 3, 3, 3, 3], cb.ReduceLROnPlateau(patience=1, factor=0.1), scheduler_interval=interval,
+        scheduler=lambda o: schedulers.LambdaLR(o, lambda step: 1.0),
+    )  # fmt: skip
+    assert script.rates == pytest.approx([0.1, 0.1, 0.01, 1e-3, 1e-4, 1e-5])
+    _, script = _fit(
+        [3, 3, 3, 3, 3], cb.ReduceLROnPlateau(patience=2, factor=0.1),
+        scheduler=lambda o: schedulers.LambdaLR(o, lambda epoch: 0.5**epoch),
+    )  # fmt: skip
+    assert script.rates == pytest.approx([0.05, 0.025, 0.0125, 0.1 * 0.1 * 0.5**4, 0.1 * 0.1 * 0.5**5])
+
+
 class Poison(pt.Callback):
     """Puts a NaN into a head during an epoch."""
 
@@ -132,7 +148,8 @@ def test_training_stops_at_a_loss_that_is_not_a_number(
     run = trainer(callbacks=[script, Poison(3, name), cb.StopOnNonFinite(every)])
     history = run.fit(data(), data(8) if validation else None, epochs=6)
     assert len(history) == 4
-    assert same(weights(run.model), script.weights[1])
+    # the lowest loss is epoch 2's: a training loss is that of the weights at the epoch's start
+    assert same(weights(run.model), script.weights[1 if validation else 0])
     (line,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     # by the end of the epoch the other task has caught it through the trunk
     named = f"`{name}`" if every == 1 else "`[ab]`"
@@ -144,6 +161,94 @@ def test_without_a_finite_epoch_the_initial_weights_come_back():
     before = weights(model)
     trainer(model, callbacks=[Poison(0, "a"), cb.StopOnNonFinite()]).fit(data(), epochs=3)
     assert same(weights(model), before)
+
+
+class Broken(torch.autograd.Function):
+    """Passes values on and turns gradients into NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0] * NAN
+
+
+class BrokenTrunk(torch.nn.Linear):
+    def forward(self, x: Any) -> Any:
+        return Broken.apply(super().forward(x))
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4])
+@pytest.mark.parametrize("validation", [False, True])
+@pytest.mark.parametrize("case", ["NaN gradients", "lr 1e20"])
+def test_weights_that_are_put_back_are_finite(case: str, validation: bool, epochs: int):
+    """With one batch an epoch, the epoch that breaks the weights still has a finite loss."""
+    kind = BrokenTrunk if case == "NaN gradients" else torch.nn.Linear
+    model = pt.models.HardSharing(kind(3, 4), {"c": torch.nn.Linear(4, 1)})
+    before = weights(model)
+    rate = 0.1 if case == "NaN gradients" else 1e20
+    stopper = cb.StopOnNonFinite()
+    run = trainer(model, "c", optimizer=sgd(rate), batch_size=24, callbacks=[stopper])
+    history = run.fit(data(names="c"), data(8, "c", seed=1) if validation else None, epochs=epochs)
+    assert math.isfinite(history[0]["train/loss"])
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+    if case == "lr 1e20" and epochs == 1 and not validation:  # large, but finite; their loss was never taken
+        assert stopper.selected_epoch is None
+    else:
+        assert len(history) <= 2
+        assert stopper.selected_epoch == 0
+        assert same(weights(model), before)
+
+
+def test_buffers_that_are_infinite_from_the_start_are_no_reason_to_stop():
+    model = network()
+    model.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    script = Script([5, 3, 4, 4], "validation/loss")
+    run = trainer(model, callbacks=[script, Poison(3, "a"), cb.StopOnNonFinite()])
+    assert len(run.fit(data(), data(8), epochs=4)) == 4
+    assert same(weights(model), script.weights[1])
+
+
+def test_callbacks_tell_which_epochs_weights_they_put_back():
+    stopping, stopper = cb.EarlyStopping(patience=2), cb.StopOnNonFinite()
+    assert stopping.selected_epoch is None and stopper.selected_epoch is None
+    _fit([5, 3, 4, 4, 4], stopping, stopper)
+    assert (stopping.selected_epoch, stopper.selected_epoch) == (2, None)
+    _fit([5, 3, 4], cb.EarlyStopping(restore_best=False), Poison(2, "a"), stopper)
+    assert stopper.selected_epoch == 2
+    _fit([5, 3, 4], Poison(2, "a"), stopper, column="train/loss")
+    assert stopper.selected_epoch == 2
+    leaving = cb.EarlyStopping(restore_best=False)
+    _fit([5, 3, 4], leaving)
+    assert leaving.selected_epoch is None
+
+
+def test_the_weights_to_put_back_are_kept_in_checkpoints(tmp_path: Path):
+    def callbacks() -> list[pt.Callback]:
+        values = [5, 3, 4, 4, 4, 4]
+        return [Script(values, "train/loss"), Poison(4, "a"), cb.StopOnNonFinite(), cb.Checkpoint(tmp_path)]
+
+    whole = trainer(callbacks=callbacks())
+    whole.fit(data(), epochs=6)
+    trainer(callbacks=callbacks()).fit(data(), epochs=3)
+    resumed = trainer(callbacks=callbacks())
+    resumed.fit(data(), epochs=6, resume=tmp_path / "last.ckpt")
+    assert same(weights(resumed.model), weights(whole.model))
+
+
+@pytest.mark.parametrize("kind", [cb.EarlyStopping, cb.ReduceLROnPlateau])
+def test_a_run_shorter_than_a_cycle_is_told_that_nothing_is_compared(kind: Any, caplog: pytest.LogCaptureFixture):
+    def warnings() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+    _fit([3, 2], kind(), schedule=ATE(1, 1))
+    _fit([3, 2], kind(by="epoch"), schedule=ATE(2, 2))
+    assert warnings() == []
+    _fit([3, 2], kind(), schedule=ATE(2, 2))
+    (line,) = warnings()
+    assert "`validation/loss` is compared at the ends of cycles of 4 epochs, found 2 epochs in all" in line
 
 
 def test_checkpoints_keep_the_last_and_the_best(tmp_path: Path):

@@ -259,11 +259,11 @@ def test_damaged_and_foreign_weights_are_refused_and_change_nothing(tmp_path: Pa
     assert same(weights(one.model), before)
 
 
-def test_a_stream_without_a_task_is_only_an_empty_column():
-    """A foreign loader cannot tell beforehand; the task's block simply never moves."""
+def test_a_stream_without_a_task_is_refused_after_its_first_epoch():
+    """A foreign loader cannot tell beforehand; the task's block has not moved by then."""
     x, y = data()
     run = trainer()
     before = weights(run.model.heads["b"])
-    run.fit(Stream(x, {"a": y["a"]}), epochs=1)
+    with pytest.raises(ValueError, match="every task must have at least one target, found none for `b` in an epoch"):
+        run.fit(Stream(x, {"a": y["a"]}), epochs=1)
     assert same(weights(run.model.heads["b"]), before)
-    assert "train/b/loss" not in run.history.columns

@@ -186,3 +186,49 @@ def test_validation_leaves_every_bit_alone():
         trainer(network("norm+dropout", "ab"), schedule=schedule, callbacks=[Look()]).fit(
             data(), data(9, seed=1), epochs=4
         )
+
+
+@pytest.mark.parametrize("balancer", [pt.scalarization.Linear, pt.aggregation.MGDA])
+@pytest.mark.parametrize(
+    "schedule", [pt.schedules.Joint(), pt.schedules.AlternateEpochs(), pt.schedules.AlternateBatches()]
+)
+def test_a_head_that_the_user_froze_is_passed_over(balancer: type, schedule: pt.schedules.Schedule):
+    """Its loss still counts in shared phases and in the figures; in specific phases nothing of it can move."""
+    model = network()
+    model.heads["a"].requires_grad_(False)
+    before = weights(model.heads["a"])
+    fit = trainer(model, schedule=schedule, balancer=balancer())
+    history = fit.fit(data(), epochs=2)
+    assert same(weights(model.heads["a"]), before)
+    assert all("train/a/loss" in row and "train/b/loss" in row for row in history)
+
+
+def test_a_batch_that_can_move_nothing_is_passed_over():
+    x, y = data(16)
+    y["b"][:8] = -100  # without shuffling, the first batch holds task a alone
+    model = network()
+    model.heads["a"].requires_grad_(False)
+    fit = trainer(model, schedule=pt.schedules.AlternateEpochs(shared=0, specific=1))
+    before = weights(model.heads["b"])
+    fit.fit(pt.Arrays(x, y, batch_size=8, shuffle=False), epochs=1)
+    assert not same(weights(model.heads["b"]), before)
+
+
+class Norm(pt.Objective):
+    """The squared norm of the trunk, through a module with statistics of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("norm")
+        self.inner = nn.BatchNorm1d(3)
+
+    def forward(self, context: Any) -> torch.Tensor:
+        self.inner(context.batch.inputs)
+        return sum((p.square().sum() for p in context.model.trunk.parameters()), torch.zeros(()))
+
+
+def test_an_objective_s_own_modules_rest_with_the_shared_block():
+    objective = Norm()
+    trainer(objectives=[objective], schedule=pt.schedules.AlternateEpochs(0, 1)).fit(data(), epochs=2)
+    assert int(objective.inner.num_batches_tracked) == 0
+    trainer(objectives=[objective]).fit(data(16), epochs=1)
+    assert int(objective.inner.num_batches_tracked) > 0

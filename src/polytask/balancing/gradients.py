@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,11 @@ class Backward:
         self._own: dict[str, list[Tensor | None]] = {}
         self._kept: list[tuple[list[str], Sequence[Tensor], Sequence[float], list[Tensor]]] = []
         self._weights: dict[str, Any] = {}
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether the balancer wants the losses after the step as well."""
+        return Needs.LOSSES_AFTER in self._balancer.needs and not self._rests
 
     def add(
         self, names: Sequence[str], totals: Sequence[Tensor], scales: Sequence[float], features: Sequence[Tensor] = ()
@@ -279,6 +285,10 @@ def _accumulate(parameters: Sequence[Parameter], gradients: Iterable[Tensor | No
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
+# the objectives that `balance` has told each balancer of; the trainer tells its own
+_SET_UP: WeakKeyDictionary[Balancer, list[str]] = WeakKeyDictionary()
+
+
 def balance(
     losses: Mapping[str, Tensor],
     *,
@@ -288,6 +298,9 @@ def balance(
     features: Tensor | Sequence[Tensor] = (),
 ) -> Tensor:
     """Replaces ``loss.backward()`` in a loop of your own: fills `.grad` of every parameter the losses reach.
+
+    A balancer that looks at the losses again (FAMO) is shown them by ``balancer.after({name: loss})``, which
+    is yours to call after the optimizer's step.
 
     Shared parameters get what the balancer makes of the losses; all others get the gradient of their own
     losses (of the weighted sum, under a scalarizer). Gradients add to those already there, as with
@@ -327,9 +340,10 @@ def balance(
             raise ValueError(f"every loss must depend on the shared parameters, found that `{name}` does not")
     own = {key: p for reached in leaves.values() for key, p in reached.items() if key not in identities}
     names = list(losses)
-    if getattr(balancer, "_names", None) != names:
-        balancer.setup(names)
-        object.__setattr__(balancer, "_names", names)
+    known = _SET_UP.setdefault(balancer, [])
+    if any(name not in known for name in names):  # a loss may be absent from a step without starting anew
+        known += [name for name in names if name not in known]
+        balancer.setup(known)
     work = Backward(balancer, wanted, list(own.values()), mode=gradients)
     boundary = [features] if isinstance(features, Tensor) else list(features)
     work.add(names, list(losses.values()), [1.0] * len(names), boundary)

@@ -160,7 +160,9 @@ class Arrays(Source):
 
     def describe(self) -> dict[str, Any]:
         described = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
-        return super().describe() | described | {"drop_last": self.drop_last}
+        tensors = [*tensors_of(self._inputs), *self._targets.values(), *self._weights.values()]
+        sums = [repr(torch.nansum(t, dtype=torch.float64).item()) for t in tensors]
+        return super().describe() | described | {"drop_last": self.drop_last, "sums": sums}
 
 
 def as_tensors(inputs: Any) -> Any:

@@ -116,6 +116,10 @@ class Loader(Source):
             counts[name] = int(self._tasks[name].present(checked[name]).sum())
         return Batch(inputs, checked, counts, size, self.name).to(self._device)
 
+    def describe(self) -> dict[str, Any]:
+        size = getattr(self.loader, "batch_size", None)
+        return super().describe() | {"batches": self.steps_per_epoch, "batch_size": size, "seed": self.seed}
+
     def state_dict(self) -> dict[str, Any]:
         now = [g.get_state() for g in self._generators]
         return {"epoch_start": list(self._at_epoch_start), "now": now}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, final
 
 from torch import Tensor, nn
 
 from polytask.errors import nearest
-from polytask.models.base import Block, Blocks, Model
+from polytask.models.base import Block, Blocks, Model, _unique
 
 
 @final
@@ -18,6 +18,10 @@ class Partitioned(Model):
     There is no feature boundary: the whole module runs in every phase, with the frozen block's
     `requires_grad` off, so a specific phase still keeps no trunk activations and computes no trunk
     gradients, but features cannot be cached.
+
+    A module belongs to the block that owns all its parameters. One without parameters (activation, dropout,
+    normalisation without weights) goes with the nearest module around it that has any; where those belong to
+    several blocks, it is shared. A tied parameter belongs to every block that has a name for it.
 
     Args:
         module: called with the inputs; must return a mapping {task: outputs (B, C)}.
@@ -57,7 +61,7 @@ class Partitioned(Model):
         self._is_shared = shared if callable(shared) else _prefixed(shared)
         self._specific = {task: _prefixed(prefixes) for task, prefixes in (specific or {}).items()}
         self.task_names = tuple(self._specific or tasks)
-        names = [name for name, _ in module.named_parameters()]
+        names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
         if not callable(shared):
             _check_prefixes(shared, names)
         for prefixes in (specific or {}).values():
@@ -80,22 +84,40 @@ class Partitioned(Model):
         super().bind(tasks)
 
     def blocks(self) -> Blocks:
-        owners = {task: self._own(belongs) for task, belongs in self._specific.items()}
-        if not owners:
-            rest = self._own(lambda name: not self._is_shared(name))
-            owners = dict.fromkeys(self.task_names, rest)
-        return Blocks(self._own(self._is_shared), owners)
+        named = dict(self.module.named_parameters(remove_duplicate=False))  # a tied parameter has several names
+        homes = _homes(self.module, named)
+        shared = {name for name in named if self._is_shared(name)}
+        own = {task: {name for name in named if belongs(name)} for task, belongs in self._specific.items()}
+        rest = named.keys() - shared
+        groups = [*own.values()] or [rest]
 
-    def _own(self, belongs: Callable[[str], bool]) -> Block:
-        parameters = tuple(p for name, p in self.module.named_parameters() if belongs(name))
-        modules = tuple(m for name, m in self.module.named_modules() if belongs(_probe(name, m)))
-        return Block(parameters, modules)
+        def block(names: Set[str], takes_undecided: bool = False) -> Block:
+            parameters = _unique(p for name, p in named.items() if name in names)
+            modules = _unique(
+                module
+                for module, deciding in homes
+                if deciding <= names or (takes_undecided and not any(deciding <= group for group in groups))
+            )
+            return Block(tuple(parameters), tuple(modules))
+
+        specific = {task: block(names) for task, names in own.items()} or dict.fromkeys(self.task_names, block(rest))
+        return Blocks(block(shared, takes_undecided=True), specific)
 
 
-def _probe(name: str, module: nn.Module) -> str:
-    """A module's own first parameter decides its block; one without parameters goes by its own name."""
-    own = next((key for key, _ in module.named_parameters(recurse=False)), None)
-    return name if own is None else f"{name}.{own}" if name else own
+def _homes(root: nn.Module, named: Iterable[str]) -> list[tuple[nn.Module, set[str]]]:
+    """Every module with the names of the parameters that decide its block.
+
+    They are its own, or all those below it or below its nearest ancestor that has any.
+    """
+    homes = []
+    for name, module in root.named_modules(remove_duplicate=False):
+        prefix = f"{name}." if name else ""
+        deciding = {prefix + key for key, _ in module.named_parameters(recurse=False, remove_duplicate=False)}
+        while not deciding:
+            deciding = {parameter for parameter in named if parameter.startswith(prefix)}
+            prefix = prefix[: prefix.rfind(".", 0, -1) + 1]
+        homes.append((module, deciding))
+    return homes
 
 
 def _prefixed(prefixes: str | Sequence[str]) -> Callable[[str], bool]:

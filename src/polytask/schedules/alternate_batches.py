@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from polytask.schedules.base import SHARED, SPECIFIC, Schedule, Update
 
@@ -37,6 +37,9 @@ class AlternateBatches(Schedule):
     """
 
     fresh: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"fresh": self.fresh}
 
     def phase(self, epoch: int) -> str:
         return "alternate"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from polytask.errors import whole
 from polytask.schedules.base import SHARED, SPECIFIC, Schedule, Update
@@ -48,6 +48,9 @@ class AlternateEpochs(Schedule):
     @property
     def cycle(self) -> int:
         return self.shared + self.specific if self.shared and self.specific else 1
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"shared": self.shared, "specific": self.specific}
 
     def phase(self, epoch: int) -> str:
         return "shared" if epoch % (self.shared + self.specific) < self.shared else "specific"

@@ -57,12 +57,12 @@ class Schedule(ABC):
         """Whether any update of this epoch moves the shared block; if none does, its features may be cached."""
         return True
 
-    def phase_starts(self, epoch: int) -> bool:
-        """Whether a new phase begins with this epoch."""
-        return epoch == 0 or self.phase(epoch) != self.phase(epoch - 1)
-
     def observe(self, row: Mapping[str, Any]) -> None:
         """Sees each epoch's row of the history; for schedules that adapt."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint's fingerprint records: the kind and its settings, never what it has learned."""
+        return {"schedule": type(self).__name__}
 
     def state_dict(self) -> dict[str, Any]:
         """What an adaptive schedule must keep to go on exactly."""

@@ -34,7 +34,6 @@ from polytask.studies.store import (
     write_text,
 )
 from polytask.task import Task
-from polytask.training.callbacks.early_stopping import EarlyStopping
 from polytask.training.callbacks.progress import Progress
 from polytask.training.cost import measure
 from polytask.training.history import History
@@ -296,7 +295,7 @@ def _carry_out(built: spec.Built, splits: Splits, record: RunRecord) -> None:
     record.cost = _cost(trainer, splits.train)
     history = trainer.fit(splits.train, splits.validation, epochs=built.epochs, resume=_checkpoint(folder))
     record.epochs = len(history)
-    record.selected_epoch = _selected(trainer.callbacks) or len(history)
+    record.selected_epoch = _selected(trainer.callbacks, len(history))
     _time(record, history)
     trainer.save(folder)
     record.metrics = {
@@ -327,10 +326,10 @@ def _cost(trainer: Trainer, train: Split) -> dict[str, Any]:
         return measure(trainer, source)
 
 
-def _selected(callbacks: Sequence[Callback]) -> int:
-    """The epoch whose weights an early-stopping callback put back, 0 if there is none."""
-    keepers = [c for c in callbacks if isinstance(c, EarlyStopping) and c.restore_best]
-    return keepers[-1].monitor.best_epoch if keepers else 0
+def _selected(callbacks: Sequence[Callback], last: int) -> int:
+    """The epoch whose weights the run ended with: what the last callback to put weights back says, else `last`."""
+    told = [getattr(callback, "selected_epoch", None) for callback in callbacks]
+    return next((epoch for epoch in reversed(told) if epoch is not None), last)
 
 
 def _time(record: RunRecord, history: History) -> None:

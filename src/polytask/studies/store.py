@@ -44,7 +44,8 @@ class RunRecord:
         metrics: {"validation" or "test": {"loss", "<task>/loss", "<task>/<metric>": value}} of the weights
             that were kept; the test part is reported, never selected on.
         epochs: epochs trained.
-        selected_epoch: the epoch whose weights were kept, chosen on validation; `epochs` if they are the last.
+        selected_epoch: the epoch whose weights were kept, chosen on validation; `epochs` if they are the last,
+            0 if they are the initial ones.
         stopped: why training ended early, "" if it did not.
         seconds: training seconds in all, validation excluded.
         seconds_per_epoch: {phase: median training seconds of an epoch}.

@@ -28,6 +28,8 @@ def write(path: str | Path, state: Mapping[str, Any]) -> Path:
     _check_plain(state, "state")
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in target.parent.glob(f"{target.name}.*.part"):
+        stale.unlink(missing_ok=True)  # of a process that was killed while it wrote
     temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         torch.save({"format": FORMAT, "version": VERSION, "state": dict(state)}, temporary)
@@ -73,6 +75,8 @@ def read(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{target} must be a polytask checkpoint, found another kind of file")
+    if not isinstance(content.get("version"), int) or not content.get("state"):
+        raise ValueError(f"{target} must be a polytask checkpoint, found one without its version or its state")
     if content["version"] > VERSION:
         raise ValueError(
             f"{target} must have format version {VERSION} or lower, found {content['version']}: it was written "

@@ -169,7 +169,7 @@ class _Steps:
         balancer = copy.deepcopy(trainer.balancer)
         balancer.setup([*trainer.tasks, *objectives], source.label_counts())
         self._step = Step(
-            self._model, trainer.tasks, objectives, balancer, Freezer(self._model, extra), optimizers,
+            self._model, trainer.tasks, objectives, balancer, Freezer(self._model, objectives.values()), optimizers,
             trainer.autocast, trainer.gradients,
         )  # fmt: skip
         self._batches = [_rows_from_zero(batch) for batch in batches] if caches else list(batches)

@@ -24,7 +24,7 @@ class FeatureCache:
         source: a cacheable source, already bound.
         features: (inputs, source name) -> features; called without gradients, trunk in eval mode.
         chunk: examples per call.
-        kept: a first batch's features, whose shapes size the cache.
+        first: a first batch's features, whose shapes size the cache.
     """
 
     def __init__(self, source: Source, features: Features, chunk: int, first: Any) -> None:
@@ -72,6 +72,13 @@ class FeatureCaches:
         self._caches: dict[int, FeatureCache | None] = {}
         self._used = 0
         self._said: set[str] = set()
+
+    @torch.no_grad()
+    def insist(self, source: Source, where: str) -> None:
+        """Raises now, before anything is trained, if caching is insisted on and cannot be."""
+        reason = self._refusal(source)[0] if self._wanted else ""
+        if reason:
+            raise ValueError(f"`cache_features=True` needs exact, affordable features, found {reason} ({where})")
 
     def clear(self) -> None:
         """Forgets everything: the trunk is about to move."""

@@ -39,16 +39,18 @@ class Freezer:
 
     Args:
         model: its blocks must hold every parameter; modules outside all blocks are always live.
-        extra: parameters outside the model that move with the shared block.
+        extra: modules outside the model that move with the shared block.
         keep_dropout: leave the dropout modules of frozen blocks active.
 
     Raises:
         ValueError: a parameter belongs to no block.
     """
 
-    def __init__(self, model: Model, extra: Iterable[Parameter] = (), keep_dropout: bool = False) -> None:
+    def __init__(self, model: Model, extra: Iterable[nn.Module] = (), keep_dropout: bool = False) -> None:
         blocks = self._blocks = model.blocks()
-        self._extra = [p for p in extra if p.requires_grad]
+        outside = list(extra)
+        self._extra = [p for module in outside for p in module.parameters() if p.requires_grad]
+        self._extra_modules = {id(m) for module in outside for m in module.modules()}
         self._keep_dropout = keep_dropout
         every = [blocks.shared, *blocks.specific.values()]
         self._parameters = {id(p): p for block in every for p in block.parameters}
@@ -56,8 +58,9 @@ class Freezer:
             if id(parameter) not in self._parameters:
                 raise ValueError(f"every parameter must belong to a block, found `{name}` in none")
         self._parameters |= {id(p): p for p in self._extra}
-        self._modules = {id(m): m for m in model.modules()}
+        self._modules = {id(m): m for module in (model, *outside) for m in module.modules()}
         self._unowned = self._modules.keys() - {id(m) for block in every for m in block.modules}
+        self._unowned -= self._extra_modules
         self._trainable = {key: p.requires_grad for key, p in self._parameters.items()}
         self._training = {key: m.training for key, m in self._modules.items()}
         self._plans: dict[tuple[bool, frozenset[str]], Live] = {}
@@ -66,8 +69,8 @@ class Freezer:
     def switch(self, shared: bool, tasks: frozenset[str]) -> Live:
         """Makes exactly these blocks live.
 
-        Raises:
-            ValueError: no parameter would be live.
+        Returns:
+            What moves; nothing, if the user froze all of it.
         """
         key = (shared, tasks)
         plan = self._plans.get(key)
@@ -79,6 +82,16 @@ class Freezer:
                 parameter.requires_grad_(flag)
             _set_modes(plan.modes)
         return plan
+
+    def check(self, shared: bool, tasks: frozenset[str]) -> None:
+        """Raises `ValueError` if an update of these blocks could not move any parameter."""
+        live = self._plan(shared, tasks)
+        if not live.shared and not live.specific:
+            wanted = "the shared block" if shared and not tasks else f"the blocks of {sorted(tasks)}"
+            raise ValueError(
+                f"an update must touch at least one trainable parameter, found none in {wanted} "
+                f"({len(self._blocks.shared.parameters)} shared parameters)"
+            )
 
     def evaluate(self) -> None:
         """Every module in eval mode, until the next `switch`."""
@@ -100,15 +113,10 @@ class Freezer:
         live_specific = [p for key, p in own.items() if key not in common and self._trainable[key]]
         if shared:
             live_shared += self._extra
-        if not live_shared and not live_specific:
-            wanted = "the shared block" if shared and not tasks else f"the blocks of {sorted(tasks)}"
-            raise ValueError(
-                f"an update must touch at least one trainable parameter, found none in {wanted} "
-                f"({len(common)} shared parameters)"
-            )
         live = {id(p) for p in (*live_shared, *live_specific)}
         blocks = [self._blocks.shared] * shared + [self._blocks.specific[task] for task in tasks]
         awake = self._unowned | {id(m) for block in blocks for m in block.modules}
+        awake |= self._extra_modules if shared else set()
         return Live(
             live_shared,
             live_specific,

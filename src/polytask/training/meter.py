@@ -96,9 +96,9 @@ class Meter:
         kept = {key: {name: joined[key](tensors) for name, tensors in part.items()} for key, part in parts.items()}
         return kept | {"counts": dict(self._counts)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores `state_dict`."""
-        self._totals = {name: list(values.unbind()) for name, values in state["totals"].items()}
-        self._outputs = {name: [values] for name, values in state["outputs"].items()}
-        self._targets = {name: [values] for name, values in state["targets"].items()}
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Restores `state_dict`, on the device where the epoch goes on."""
+        self._totals = {name: list(values.to(device).unbind()) for name, values in state["totals"].items()}
+        self._outputs = {name: [values.to(device)] for name, values in state["outputs"].items()}
+        self._targets = {name: [values.to(device)] for name, values in state["targets"].items()}
         self._counts = dict(state["counts"])

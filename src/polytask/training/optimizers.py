@@ -136,6 +136,12 @@ class Optimizers:
                 lower = max(group["lr"] * factor, minimum)
                 changed |= lower < group["lr"]
                 group["lr"] = min(lower, group["lr"])
+                if "initial_lr" in group:
+                    group["initial_lr"] = group["initial_lr"] * factor
+        for scheduler in self._schedulers:
+            # schedulers in closed form would otherwise undo the cut at their next step
+            if scheduler is not None and changed:
+                scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
         return changed
 
     def describe(self) -> dict[str, Any]:
@@ -143,7 +149,14 @@ class Optimizers:
         kinds = [type(o).__name__ for o in self.optimizers]
         groups = [[len(g["params"]) for g in o.param_groups] for o in self.optimizers]
         schedulers = [type(s).__name__ for s in self._schedulers if s is not None]
-        return {"optimizers": kinds, "optimizer_groups": groups, "lr_schedulers": schedulers}
+        defaults = [{k: repr(v) for k, v in o.defaults.items()} for o in self.optimizers]
+        settings = {
+            name: getattr(self._options, name) for name in ("scheduler_interval", "warmup", "clip_norm", "clip_value")
+        }
+        return {
+            "optimizers": kinds, "optimizer_settings": defaults, "optimizer_groups": groups,
+            "lr_schedulers": schedulers, **settings,
+        }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """State of optimizers, schedulers and warm-up."""

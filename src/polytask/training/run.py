@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ class Run:
         extra = [p for objective in trainer.objectives.values() for p in objective.parameters()]
         self._extra = extra
         self.optimizers = Optimizers(self.model, extra, trainer.optimization)
-        self.freezer = Freezer(self.model, extra, trainer.frozen_dropout)
+        self.freezer = Freezer(self.model, trainer.objectives.values(), trainer.frozen_dropout)
         self._step = Step(
             self.model, trainer.tasks, trainer.objectives, trainer.balancer, self.freezer,
             self.optimizers, trainer.autocast, trainer.gradients,
@@ -85,8 +86,11 @@ class Run:
             trainer.evaluation_batch_size,
         )  # fmt: skip
         trainer.balancer.setup([*trainer.tasks, *trainer.objectives], train.label_counts())
+        self._unseen = set(trainer.tasks) if train.label_counts() is None else set()
         try:
             self._check_updates()
+            if any(not trainer.schedule.moves_shared(epoch) for epoch in range(min(self.cycle, epochs))):
+                self._caches.insist(train, "train")
         finally:
             self.freezer.restore()
 
@@ -130,7 +134,8 @@ class Run:
         }
 
     def restore(self, snapshot: Mapping[str, Tensor]) -> None:
-        """Puts a snapshot back."""
+        """Puts a snapshot back; features cached from other weights are forgotten."""
+        self._caches.clear()
         parts = {"model": self.model, **{f"objective.{k}": v for k, v in self.trainer.objectives.items()}}
         for part, module in parts.items():
             prefix = f"{part}/"
@@ -170,6 +175,7 @@ class Run:
         with torch.random.fork_rng(devices), _signals(self), self._tidy():
             torch.manual_seed(derived_seed(self.trainer.seed, 1))
             reset_gradients([*self.model.parameters(), *self._extra])
+            self._fingerprint = self._describe()  # now, while callbacks and schedules are as they were made
             for callback in callbacks:
                 callback.on_fit_start(self)
             if resume is not None:
@@ -187,10 +193,10 @@ class Run:
         caches = self._phase_caches()
         begin, before = time.perf_counter(), self._seconds
         for batches in self._batches():
-            meter: Meter | None = self._meter
+            self._unseen -= {name for batch in batches for name, count in batch.counts.items() if count}
+            metered: set[str] = set()  # a second update on the same batches must not count them twice
             for update in schedule.updates(self.epoch, self.step):
-                info = self._step(batches, update, caches, meter)
-                meter = None  # a second update on the same batches would count them twice
+                info = self._step(batches, update, caches, self._meter, metered)
                 if info is not None:
                     for callback in watchers:
                         callback.on_update(self, info)
@@ -201,6 +207,8 @@ class Run:
                 self._interrupt()
         if not self.step_in_epoch:
             raise ValueError("train: an epoch must hold at least one batch, found none")
+        for name in sorted(self._unseen):
+            raise ValueError(f"train: every task must have at least one target, found none for `{name}` in an epoch")
         self._seconds = before + time.perf_counter() - begin
 
     def _batches(self) -> Iterator[tuple[Batch, ...]]:
@@ -272,8 +280,12 @@ class Run:
                 for update in schedule.updates(epoch, step):
                     for name in (update.specific or frozenset()) - known:
                         raise ValueError(f"the schedule updates an unknown task `{name}`: {nearest(name, known)}")
+                    everything = known | set(self.trainer.objectives)
+                    for name in (update.objectives or frozenset()) - everything:
+                        hint = nearest(name, everything)
+                        raise ValueError(f"the schedule names an unknown objective `{name}`: {hint}")
                     tasks = known if update.specific is None else update.specific
-                    self.freezer.switch(update.shared, frozenset(tasks))
+                    self.freezer.check(update.shared, frozenset(tasks))
 
     # State
 
@@ -281,11 +293,12 @@ class Run:
         """Everything a resumed run needs to end with the same bits."""
         trainer = self.trainer
         return {
-            "fingerprint": self.fingerprint(),
+            "fingerprint": self._fingerprint,
             "epoch": self.epoch,
             "step": self.step,
             "step_in_epoch": self.step_in_epoch,
             "stopped": self.stopped,
+            "unseen": sorted(self._unseen),
             "seconds": self._seconds,
             "history": [dict(row) for row in self.history],
             "weights": self.snapshot(),
@@ -305,7 +318,7 @@ class Run:
         Raises:
             ValueError: the checkpoint's fingerprint differs, or it has more epochs than are asked for.
         """
-        checkpoint.check_fingerprint(path, state["fingerprint"], self.fingerprint())
+        checkpoint.check_fingerprint(path, state["fingerprint"], self._fingerprint)
         if state["epoch"] > self.epochs:
             raise ValueError(f"`epochs` must be at least the checkpoint's {state['epoch']}, found {self.epochs}")
         self.restore(state["weights"])
@@ -315,29 +328,30 @@ class Run:
         self.train.load_state_dict(state["train"])
         if self.validation is not None:
             self.validation.load_state_dict(state["validation"])
-        self._meter.load_state_dict(state["meter"])
+        self._meter.load_state_dict(state["meter"], self.trainer.device)
         for callback, saved in zip(self._acting, state["callbacks"], strict=True):
             callback.load_state_dict(saved)
         for row in state["history"]:
             self.history.append(row)
         self.epoch, self.step = state["epoch"], state["step"]
         self.step_in_epoch, self.stopped = state["step_in_epoch"], state["stopped"]
-        self._seconds = state["seconds"]
+        self._seconds, self._unseen = state["seconds"], set(state["unseen"])
         _set_random_state(state["random"], self.trainer.device)
 
-    def fingerprint(self) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         """What must be equal for a resumed run to be exact."""
         trainer = self.trainer
         return {
             "tasks": [task.describe() for task in trainer.tasks.values()],
             "weights": {name: [list(t.shape), str(t.dtype)] for name, t in self.model.state_dict().items()},
-            "objectives": list(trainer.objectives),
+            "objectives": {name: objective.weight for name, objective in trainer.objectives.items()},
             "gradients": trainer.gradients,
             "accumulate": trainer.accumulate,
-            "schedule": repr(trainer.schedule),
+            **trainer.schedule.describe(),
             "train": self.train.describe(),
             "validation": None if self.validation is None else self.validation.describe(),
-            "callbacks": [type(callback).__name__ for callback in self._acting],
+            "callbacks": [callback.describe() for callback in self._acting],
+            "cache_features": [trainer.cache_features, trainer.cache_limit, trainer.frozen_dropout],
             "balancing": trainer.balancer.describe(),
             **self.optimizers.describe(),
             "seed": trainer.seed,
@@ -352,18 +366,18 @@ class Run:
     def _interrupt(self) -> None:
         folder = self.trainer.folder or Path.cwd()
         path = self.save(folder / "interrupted.ckpt")
-        raise Interrupted(path, self.signal_number, self.epoch, self.epochs)
+        number, self.signal_number = self.signal_number, 0
+        raise Interrupted(path, number, self.epoch, self.epochs)
 
     @contextmanager
     def _tidy(self) -> Iterator[None]:
-        try:
+        with ExitStack() as closing:  # each is called, whatever another raises
+            for callback in reversed(self.callbacks):
+                closing.callback(callback.on_close, self)
+            closing.callback(self._caches.clear)
+            closing.callback(reset_gradients, [*self.model.parameters(), *self._extra])
+            closing.callback(self.freezer.restore)
             yield
-        finally:
-            self.freezer.restore()
-            reset_gradients([*self.model.parameters(), *self._extra])
-            self._caches.clear()
-            for callback in self.callbacks:
-                callback.on_close(self)
 
 
 @contextmanager
@@ -385,6 +399,8 @@ def _signals(run: Run) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        if run.signal_number and not isinstance(sys.exc_info()[1], Exception):
+            signal.raise_signal(run.signal_number)  # it came too late for a checkpoint, not for its sender
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polytask.balancing.base import Balancer, Needs
+from polytask.balancing.base import Balancer
 from polytask.balancing.gradients import Backward
 from polytask.batch import Batch, tensors_of
 from polytask.callback import UpdateInfo
@@ -64,6 +64,7 @@ class Step:
         update: Update,
         caches: Mapping[str, FeatureCache] | None = None,
         meter: Meter | None = None,
+        metered: set[str] | None = None,
     ) -> UpdateInfo | None:
         """Makes one update from the batches of a step.
 
@@ -71,40 +72,46 @@ class Step:
             batches: the step's batches; their losses are pooled, L_k = sum / count over all of them.
             update: which blocks and objectives it touches.
             caches: {source: cached features} while the shared block is frozen.
-            meter: gathers the training figures; None for a batch whose figures were gathered already.
+            meter: gathers the training figures; None to gather none.
+            metered: the objectives whose figures an earlier update of this step has gathered; those of this
+                update are added.
 
         Returns:
-            What happened; None if no task of the update is present in the batches.
+            What happened; None if nothing that is present in the batches could move a parameter.
 
         Raises:
             ValueError: outputs that do not fit a task, or a task's first loss is not finite; parameters
                 are untouched then.
         """
         names = self._present(batches, update)
-        if not names:
+        if not names and not self._wanted(update):
             return None
-        specific = update.specific
-        live = self._freezer.switch(
-            update.shared, frozenset(names if specific is None else specific.intersection(names))
-        )
+        live = self._freezer.switch(update.shared, self._live_tasks(names, update))
+        metered = set() if metered is None else metered
         counts = {name: sum(batch.counts.get(name, 0) for batch in batches) for name in names}
         counts |= dict.fromkeys(self._objectives, len(batches))
         work = Backward(self._balancer, live.shared, live.specific, mode=self._gradients, batches=len(batches))
+        before = self._remember() if work.looks_again else None
         sums: dict[str, Tensor] = {}
         for batch in batches:
-            totals, features = self._losses(batch, names, update, caches, meter)
+            totals, features = self._losses(batch, names, update, caches, meter, metered)
             if len(self._checked) < len(self._tasks) + len(self._objectives):
                 self._check_first(totals, counts)
-            scales = [self._weight(name) / counts[name] for name in totals]
-            work.add(list(totals), list(totals.values()), scales, features)
-            for name, total in totals.items():
+            movable = {name: total for name, total in totals.items() if total.requires_grad}
+            if movable:
+                scales = [self._weight(name) / counts[name] for name in movable]
+                work.add(list(movable), list(movable.values()), scales, features)
+            for name, total in movable.items():
                 sums[name] = sums[name] + total.detach() if name in sums else total.detach()
+        metered.update(names, sums)
+        if not sums:  # all that is present is out of reach: the user froze it
+            return None
         weights = work.finish()
         self._optimizers.step(bool(live.shared), bool(live.specific))
         reset_gradients(live.shared)  # ten times cheaper than Optimizer.zero_grad, which profiles itself
         reset_gradients(live.specific)
-        if Needs.LOSSES_AFTER in self._balancer.needs:
-            self._look_again(batches, names, update, caches, counts)
+        if before is not None:
+            self._look_again(batches, update, caches, sums, counts, before)
         return UpdateInfo(update, sums, {name: counts[name] for name in sums}, weights)
 
     def _present(self, batches: Sequence[Batch], update: Update) -> list[str]:
@@ -117,6 +124,15 @@ class Step:
             and any(batch.counts.get(name) for batch in batches)
         ]
 
+    def _wanted(self, update: Update) -> list[str]:
+        """The objectives beside the tasks that an update names or does not rule out."""
+        return [name for name in self._objectives if update.objectives is None or name in update.objectives]
+
+    def _live_tasks(self, names: Sequence[str], update: Update) -> frozenset[str]:
+        """The tasks whose blocks move: those present, or all allowed ones if only penalties act."""
+        acting = names or self._tasks
+        return frozenset(acting if update.specific is None else update.specific.intersection(acting))
+
     def _weight(self, name: str) -> float:
         return self._tasks[name].weight if name in self._tasks else self._objectives[name].weight
 
@@ -127,6 +143,7 @@ class Step:
         update: Update,
         caches: Mapping[str, FeatureCache] | None,
         meter: Meter | None,
+        metered: set[str],
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Summed losses of one batch, and the features they hang on."""
         totals: dict[str, Tensor] = {}
@@ -138,11 +155,15 @@ class Step:
                 if name not in self._checked:
                     _check_width(self._tasks[name], outputs[name], batch.size)
                 totals[name] = self._tasks[name].total(outputs[name], target, count, batch.weights.get(name))
-                if meter is not None:
+                if meter is not None and name not in metered:
                     meter.add(name, totals[name], count)
                     meter.keep(name, outputs[name], target)
             if self._objectives:
-                self._extra(batch, features, outputs, update, totals, meter)
+                context = Context(self._model, batch, features, outputs)
+                for name in self._wanted(update):
+                    totals[name] = self._objectives[name](context)
+                    if meter is not None and name not in metered and totals[name].requires_grad:
+                        meter.add(name, totals[name], 1)
         return totals, [] if features is None else [f for f in tensors_of(features) if f.requires_grad]
 
     def _forward(
@@ -165,39 +186,37 @@ class Step:
         read = batch.inputs if model.heads_read_inputs else None
         return features, {name: model.head(name, features, read) for name in names}
 
-    def _extra(
-        self,
-        batch: Batch,
-        features: Any,
-        outputs: Mapping[str, Tensor],
-        update: Update,
-        totals: dict[str, Tensor],
-        meter: Meter | None,
-    ) -> None:
-        context = Context(self._model, batch, features, outputs)
-        for name, objective in self._objectives.items():
-            if update.objectives is not None and name not in update.objectives:
-                continue
-            value = objective(context)
-            if value.requires_grad:  # else it depends on nothing that this update moves
-                totals[name] = value
-                if meter is not None:
-                    meter.add(name, value, 1)
+    def _remember(self) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Random state and buffers, so that a second look draws the same dropout and moves no statistics."""
+        return torch.random.get_rng_state(), [(buffer, buffer.clone()) for buffer in self._model.buffers()]
 
     @torch.no_grad()
     def _look_again(
         self,
         batches: Sequence[Batch],
-        names: Sequence[str],
         update: Update,
         caches: Mapping[str, FeatureCache] | None,
+        names: Iterable[str],
         counts: Mapping[str, int],
+        before: tuple[Tensor, list[tuple[Tensor, Tensor]]],
     ) -> None:
+        """Shows the balancer the losses of the same objectives on the same batches after the step."""
+        wanted = list(names)
         after: dict[str, Tensor] = {}
-        for batch in batches:
-            for name, total in self._losses(batch, names, update, caches, None)[0].items():
-                part = total * (self._weight(name) / counts[name])
-                after[name] = after[name] + part if name in after else part
+        kept = [(buffer, buffer.clone()) for buffer, _ in before[1]]
+        with torch.random.fork_rng(devices=[]):
+            torch.random.set_rng_state(before[0])
+            for buffer, value in before[1]:
+                buffer.copy_(value)
+            for batch in batches:
+                tasks = [name for name in wanted if name in self._tasks]
+                totals = self._losses(batch, tasks, update, caches, None, set())[0]
+                for name in wanted:
+                    if name in totals:
+                        part = totals[name] * (self._weight(name) / counts[name])
+                        after[name] = after[name] + part if name in after else part
+        for buffer, value in kept:
+            buffer.copy_(value)
         self._balancer.after(after)
 
     def _check_first(self, totals: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:

@@ -121,6 +121,8 @@ class Trainer:
         _check_types(model, schedule, balancer, callbacks, objectives)
         whole("batch_size", batch_size, 1)
         whole("evaluation_batch_size", evaluation_batch_size, 1)
+        if not isinstance(seed, int):
+            raise TypeError(f"`seed` must be a whole number, found {seed!r}")
         at_least("cache_limit", cache_limit, 0)
         one_of("precision", precision, PRECISIONS)
         self.tasks = named(tasks)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class EarlyStopping(Callback):
     """Ends training after `patience` cycles without improvement and puts the best weights back.
 
-    The best weights are put back at the end whatever ended the run, the last epoch included.
+    The best weights are put back at the end whatever ended the run, the last epoch included. A run of fewer
+    epochs than a cycle compares nothing by cycles, and ends with its last weights; a warning says so.
 
     Args:
         monitor: a column of the history; see `polytask.training.History`.
@@ -47,6 +48,11 @@ class EarlyStopping(Callback):
         self.patience = patience
         self.restore_best = restore_best
         self._best: dict[str, Any] = {}
+
+    @property
+    def selected_epoch(self) -> int | None:
+        """The epoch whose weights are put back, None if none are."""
+        return self.monitor.best_epoch if self._best else None
 
     def on_fit_start(self, run: Run) -> None:
         self.monitor.start(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from polytask.errors import at_least, one_of
 
 if TYPE_CHECKING:
     from polytask.training.run import Run
+
+logger = logging.getLogger("polytask")
 
 
 class Monitor:
@@ -40,13 +43,18 @@ class Monitor:
         self.waited = 0
 
     def start(self, run: Run) -> None:
-        """Resets, and learns the direction.
+        """Resets, learns the direction, and warns if no epoch of the run will be looked at.
 
         Raises:
             ValueError: the run has no such column.
         """
         self.reset()
         self._sign = 1.0 if run.direction(self.column) == "max" else -1.0
+        if self._by == "cycle" and run.epochs < run.cycle:
+            logger.warning(
+                "`%s` is compared at the ends of cycles of %d epochs, found %d epochs in all: nothing will be "
+                "compared (by='epoch' compares every epoch)", self.column, run.cycle, run.epochs,
+            )  # fmt: skip
 
     def counts(self, run: Run) -> bool:
         """Whether the epoch that just ended is looked at."""
@@ -61,6 +69,10 @@ class Monitor:
             return True
         self.waited += 1
         return False
+
+    def describe(self) -> dict[str, Any]:
+        """Its settings."""
+        return {"column": self.column, "by": self._by, "min_delta": self._min_delta}
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, its epoch, and how long ago that was."""
