@@ -1,9 +1,11 @@
 import importlib
 import json
 import logging
+import sys
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import polytask
@@ -171,6 +173,10 @@ WRONG_SETTINGS = {
     "batch size": (["--trainer.batch_size", "0"], "`batch_size` must be at least 1, found 0"),
     "class": (["--model", "HardSharin"], "there is no class `HardSharin`: did you mean `HardSharing`?"),
     "optimizer": (["--trainer.optimizer", "3"], "`trainer.optimizer`: "),
+    "a setting of no optimizer": (
+        ["--trainer.optimizer.init_args.lr", "x"],
+        "`trainer.optimizer`: `torch.optim.Optimizer` takes no `lr`",
+    ),
     "phases": (
         ["--trainer.schedule=AlternateEpochs", "--trainer.schedule.shared=0", "--trainer.schedule.specific=0"],
         "alternate training must update at least one block",
@@ -198,6 +204,10 @@ WRONG_FILES = {
     "class": (changed(data={"class_path": "CircleRombus"}), "did you mean `CircleRhombus`?"),
     "module": (changed(data={"class_path": "nowhere.Data"}), "there is no class `nowhere.Data`"),
     "head": (changed(model=NO_HEAD), "every task must have a head, found none for task `circle`"),
+    "no trainer settings": (changed(trainer=[1]), "`trainer` must be a mapping of settings, found [1]"),
+    "empty trainer": (changed(trainer=None), "`trainer` must be a mapping of settings, found None"),
+    "class path": (changed(data={"class_path": 3}), "`data`: a `class_path` must be a name, found 3"),
+    "comparison": (changed(methods={"a": None}), "is a comparison (it has `methods`): run it with `polytask compare`"),
     "truncated": (changed()[:60], ""),
     "truncated inside brackets": ("data: {class_path: Circle", "must be valid YAML"),
     "empty": ("", "found an empty file"),
@@ -209,6 +219,102 @@ def test_a_wrong_file_is_refused_and_nothing_written(text, message, tmp_path, ca
     (tmp_path / "x.yaml").write_text(text)
     assert message in refused(capsys, "train", tmp_path / "x.yaml", "--out", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+USERS_OWN = """
+from polytask.data import CircleRhombus
+from polytask.models import MLP
+
+class KeyInConstructor(CircleRhombus):
+    def __init__(self): {}["digit"]
+
+class LinesInConstructor(CircleRhombus):
+    def __init__(self): raise RuntimeError("no luck\\nat all")
+
+class KeyInLoad(CircleRhombus):
+    def load(self): return {}["digit"]
+
+class NoWords(CircleRhombus):
+    def load(self): raise AssertionError
+
+class KeyInForward(MLP):
+    def forward(self, x): return {}["digit"]
+"""
+BROKEN = {  # {class: what is said of it}
+    "users_own.KeyInConstructor": "KeyError: 'digit'",
+    "users_own.LinesInConstructor": "RuntimeError: no luck at all",
+    "users_own.KeyInLoad": "KeyError: 'digit'",
+    "users_own.NoWords": "AssertionError",
+    "users_syntax.Data": "SyntaxError: invalid syntax (users_syntax.py, line 1)",
+    "users_import.Data": "No module named 'nowhere_to_be_found'",
+    "users_raising.Data": "RuntimeError: not today",
+}
+
+
+@pytest.fixture
+def users_modules(tmp_path, monkeypatch):
+    """Modules of the user's in the working folder."""
+    texts = {
+        "users_own": USERS_OWN, "users_syntax": "class (", "users_import": "import nowhere_to_be_found",
+        "users_raising": "raise RuntimeError('not today')",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield
+    for name in texts:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("given", ["in the file", "as an option"])
+@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize(("path", "message"), BROKEN.items(), ids=BROKEN)
+def test_what_a_users_class_raises_is_told_in_one_line(path, message, command, given, users_modules, tmp_path, capsys):
+    config = TRAIN | ({"data": {"class_path": path}} if given == "in the file" else {})
+    config |= {"methods": {"joint": None}} if command == "compare" else {}
+    words = [] if given == "in the file" else ["--data", path]
+    line = refused(capsys, command, written(tmp_path / "u.yaml", config), "--out", tmp_path / "x", *words)
+    assert message in line and "there is no class" not in line
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_a_users_class_raises_in_training_is_told_and_recorded(users_modules, tmp_path, capsys):
+    path = written(tmp_path / "u.yaml", TRAIN)
+    line = refused(capsys, "train", path, "--out", tmp_path / "x", "--model.trunk", "users_own.KeyInForward")
+    assert line.startswith("KeyError: 'digit'")
+    assert json.loads((tmp_path / "x" / "run.json").read_text())["error"] == "KeyError: 'digit'"
+
+
+@pytest.mark.parametrize("value", [None, "0", "1"])
+def test_tracebacks_are_shown_on_request(value, users_modules, train_yaml, monkeypatch, capsys):
+    monkeypatch.delenv("POLYTASK_DEBUG", raising=False)
+    if value is not None:
+        monkeypatch.setenv("POLYTASK_DEBUG", value)
+    assert main(["train", train_yaml, "--data", "users_own.KeyInLoad"]) == 2
+    *before, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("polytask: error: KeyError: 'digit'")
+    assert any("Traceback" in line for line in before) is (value == "1")
+    assert main(["--help"]) == 0
+    assert "POLYTASK_DEBUG=1" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_missing_accelerator_is_told_in_one_line(command, tmp_path, capsys):
+    config = TRAIN | ({"methods": {"joint": None}} if command == "compare" else {})
+    path = written(tmp_path / "c.yaml", config)
+    line = refused(capsys, command, path, "--out", tmp_path / "x", "--trainer.accelerator", "cuda")
+    assert "CUDA" in line
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("seeds", [[], None])
+def test_a_comparison_needs_a_seed(seeds, tmp_path, capsys):
+    path = written(tmp_path / "c.yaml", TRAIN | {"methods": {"joint": None}, "seeds": seeds})
+    assert "`seeds` must be a list of at least one whole number, each at least 0, found " in refused(
+        capsys, "compare", path, "--out", tmp_path / "x"
+    )
 
 
 def test_missing_files_and_unwritable_folders_are_refused(train_yaml, tmp_path, capsys):

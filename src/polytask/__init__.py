@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from polytask import data, models, schedules
 from polytask.balancing import aggregation, balance, scalarization
+from polytask.batch import Batch
 from polytask.callback import Callback
-from polytask.data.arrays import Arrays
+from polytask.data import Arrays
 from polytask.metrics import Metric
 from polytask.objective import Objective
 from polytask.task import Prediction, Task, binary, classification, multilabel, regression
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Arrays", "Callback", "History", "Interrupted", "Metric", "Objective", "Prediction", "Task", "Trainer",
+    "Arrays", "Batch", "Callback", "History", "Interrupted", "Metric", "Objective", "Prediction", "Task", "Trainer",
     "aggregation", "balance", "binary", "callbacks", "classification", "compare", "data", "load", "models",
     "multilabel", "regression", "scalarization", "schedules",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from polytask.errors import nearest
+from polytask.errors import WORDED, in_words, nearest
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -27,6 +27,7 @@ COMPARE_HELP = (
     "changes}; seeds: [0, 1, 2]; baseline: the method that others are measured against. --seeds takes a list such "
     "as 0,1,2. Settings given on the command line hold for every method."
 )
+DEBUG = "POLYTASK_DEBUG"
 ERROR = 2
 SOME_FAILED = 1
 
@@ -38,13 +39,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``polytask``; those of the process if None.
 
     Returns:
-        The exit status: 0; 1 where some runs of a comparison failed; 2 for a wrong input, told in one line;
-        130 or 143 after Ctrl-C or SIGTERM.
+        The exit status: 0; 1 where some runs of a comparison failed; 2 for any error, told in one line;
+        130 or 143 after Ctrl-C or SIGTERM. With ``POLYTASK_DEBUG=1`` in the environment the log goes into
+        every detail, an error's traceback among them.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    with _session():
+        return _guarded(words)
+
+
+def _guarded(words: list[str]) -> int:
     try:
-        with _session():
-            return _dispatch(words)
+        return _dispatch(words)
     except SystemExit as leaving:  # argument parsers leave this way, after --help too
         return leaving.code if isinstance(leaving.code, int) else 0
     except BrokenPipeError:  # `polytask methods | head`
@@ -52,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt as interrupt:
         return _interrupted(interrupt)
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+    except Exception as error:  # a user's own class may raise anything
         logging.getLogger("polytask").debug("the error in full", exc_info=True)
-        return _refuse(str(error))
+        return _refuse(in_words(error) + ("" if isinstance(error, WORDED) else f" ({DEBUG}=1 shows where)"))
 
 
 def _dispatch(words: list[str]) -> int:
@@ -182,6 +188,7 @@ def _usage() -> str:
         "usage: polytask COMMAND ...", "", "Trains one network for several tasks.", "", "commands:", *lines, "",
         "Any setting of a YAML file can be given on the command line: --epochs 3 --trainer.batch_size 64.",
         "`polytask COMMAND --help` lists them; `polytask --version` tells the version.",
+        f"An error is told in one line; with {DEBUG}=1 in the environment its traceback is shown too.",
     ])  # fmt: skip
 
 
@@ -338,7 +345,7 @@ def _session() -> Iterator[None]:
     logger, handler = logging.getLogger("polytask"), _ToStderr()
     level, here = logger.level, str(Path.cwd())
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if os.environ.get(DEBUG, "0") in ("", "0") else logging.DEBUG)
     added = here not in sys.path
     if added:
         sys.path.insert(0, here)

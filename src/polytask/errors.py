@@ -21,6 +21,24 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return "known: " + (", ".join(f"`{w}`" for w in words) or "none")
 
 
+WORDED = (ValueError, TypeError, OSError, ImportError)
+"""Kinds of errors whose message tells what was wrong; those of other kinds are told after their kind's name."""
+
+
+def in_words(error: BaseException) -> str:
+    """An error as one line.
+
+    >>> in_words(ValueError("`epochs` must be at least 1, found 0"))
+    '`epochs` must be at least 1, found 0'
+    >>> in_words(KeyError("digit"))
+    "KeyError: 'digit'"
+    """
+    text, kind = " ".join(str(error).split()), type(error).__name__
+    if isinstance(error, WORDED) and text:
+        return text
+    return f"{kind}: {text}" if text else kind
+
+
 def at_least(name: str, value: float, minimum: float) -> None:
     """Raises `ValueError` unless `value >= minimum`.
 

@@ -136,6 +136,6 @@ def test_bad_batches_are_refused():
     assert _refused([(X, {"aa": A})]) == "train: targets for an unknown task `aa`: did you mean `a`?"
     assert "found 2 inputs and 3 targets of task `a`" in _refused([(X, {"a": torch.zeros(3)})])
     assert "binary targets must be 0, 1 or missing (NaN), found 4.0" in _refused([(X, {"a": A + 4})])
-    assert "inputs must not hold NaN, found one in example 0" in _refused([(X * torch.nan, {"a": A})])
+    assert "inputs must be finite, found nan in example 0" in _refused([(X * torch.nan, {"a": A})])
     with pytest.raises(ValueError, match="at least one example, found an empty loader"):
         _bound([])

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -166,9 +167,7 @@ def test_weights_tied_between_trunk_and_head_move_in_shared_phases_only(form: st
     run = trainer(module.model(form), tasks=kinds, schedule=pt.schedules.AlternateEpochs(1, 1), callbacks=[Look()])
     run.fit((x, y), epochs=3)
     torch.testing.assert_close(seen[1][0], seen[0][0] - 0.1 * gradient)
-    moves = [
-        tuple(not torch.equal(p, q) for p, q in zip(*pair, strict=True)) for pair in zip(seen, seen[1:], strict=False)
-    ]
+    moves = [tuple(not torch.equal(p, q) for p, q in zip(*pair, strict=True)) for pair in itertools.pairwise(seen)]
     assert moves == [(True, False), (False, True), (True, False)]
 
 

@@ -38,6 +38,19 @@ def test_every_method_runs_with_every_seed(quick, tmp_path):
     assert times == [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("run.json"))]
 
 
+def test_whatever_a_users_class_raises_the_other_runs_go_on(quick, tmp_path, monkeypatch):
+    def broken(config, folder, **options):
+        if config["seed"] == 1:
+            raise KeyError("digit")
+        return run(config, folder, **options)
+
+    run = executors.run
+    monkeypatch.setattr(executors, "run", broken)
+    study = pt.compare(quick, folder=tmp_path, jobs=1, progress=False)
+    assert [record.state for record in study.records] == ["done", "failed"] * 2
+    assert [record.error for record in study.failed] == ["KeyError: 'digit'"] * 2
+
+
 @pytest.mark.slow
 def test_parallel_runs_give_the_same_bits(quick, tmp_path):
     alone = pt.compare(quick, folder=tmp_path / "a", jobs=1, progress=False)
@@ -83,8 +96,8 @@ def test_seeds_come_first_and_overrides_hold_for_every_method(study, tmp_path):
         ({"methods": {}}, "must have `methods`"),
         ({"baseline": "single-tsk"}, "did you mean `single-task`"),
         ({"seeds": [0, 0]}, "`seeds` must be different"),
-        ({"seeds": [-1]}, "`seeds` must be a list of whole numbers"),
-        ({"seeds": 3}, "`seeds` must be a list of whole numbers"),
+        ({"seeds": [-1]}, "`seeds` must be a list of at least one whole number"),
+        ({"seeds": 3}, "`seeds` must be a list of at least one whole number"),
         ({"methods": {"odd": 3}, "baseline": None}, "method `odd`: it must be a mapping"),
         ({"methods": {"odd": {"epoch": 3}}, "baseline": None}, "method `odd`: unknown key `epoch`"),
         ({"methods": {"odd": {"trainer": {"batch_size": 0}}}, "baseline": None}, "method `odd`: `batch_size` must"),

@@ -232,3 +232,13 @@ def test_an_objective_s_own_modules_rest_with_the_shared_block():
     assert int(objective.inner.num_batches_tracked) == 0
     trainer(objectives=[objective]).fit(data(16), epochs=1)
     assert int(objective.inner.num_batches_tracked) > 0
+
+
+def test_a_module_held_by_trunk_and_head_rests_with_the_trunk():
+    norm = nn.BatchNorm1d(3)
+    model = pt.models.HardSharing(
+        nn.Sequential(norm, nn.Linear(3, 3)), {"a": nn.Sequential(norm, nn.Linear(3, 1)), "b": nn.Linear(3, 3)}
+    )
+    before = int(norm.num_batches_tracked)
+    trainer(model, schedule=pt.schedules.AlternateEpochs(0, 1)).fit(data(), epochs=2)
+    assert int(norm.num_batches_tracked) == before

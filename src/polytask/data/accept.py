@@ -48,7 +48,12 @@ def as_source(data: Any, tasks: Mapping[str, Task], *, batch_size: int, shuffle:
 
 
 def as_inputs(inputs: Any, device: torch.device) -> Any:
-    """Bare inputs (tensor, array, tuple or dictionary of them) on `device`, checked for NaN."""
+    """Bare inputs (tensor, array, tuple or dictionary of them) on `device`.
+
+    Raises:
+        TypeError: they are something else, such as a DataLoader.
+        ValueError: lengths differ, or a number is not finite.
+    """
     tensors = as_tensors(inputs)
     check_inputs(tensors, "inputs")
     return map_inputs(lambda t: t.to(device), tensors)

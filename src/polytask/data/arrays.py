@@ -35,7 +35,7 @@ class Arrays(Source):
         name: label of the source.
 
     Raises:
-        ValueError: lengths differ, there is no example, inputs hold NaN, a target is out of range, or a
+        ValueError: lengths differ, there is no example, inputs are not finite, a target is out of range, or a
             task is unknown (the last three when the trainer binds the source to its tasks).
 
     >>> import torch
@@ -166,12 +166,22 @@ class Arrays(Source):
 
 
 def as_tensors(inputs: Any) -> Any:
-    """Arrays to tensors within tuples and dictionaries; NumPy's float64 becomes float32."""
+    """Arrays to tensors within tuples and dictionaries; NumPy's float64 becomes float32.
+
+    Raises:
+        TypeError: something in there is neither.
+    """
     if isinstance(inputs, Mapping):
         return {name: as_tensors(value) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
         return tuple(as_tensors(value) for value in inputs)
-    tensor = torch.as_tensor(inputs)
+    try:
+        tensor = torch.as_tensor(inputs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = type(inputs).__name__
+        raise TypeError(
+            f"inputs must be a tensor, an array, or a tuple or dictionary of them, found {found}"
+        ) from error
     return tensor.float() if tensor.dtype == torch.float64 and not isinstance(inputs, Tensor) else tensor
 
 

@@ -70,7 +70,7 @@ class MNIST(DataSet):
         return Splits(*(Split(unit_scale(part.images), {"digit": part.labels}) for part in digits))
 
 
-class Digits(NamedTuple):
+class RawDigits(NamedTuple):
     """Images as they are in the files.
 
     Attributes:
@@ -82,7 +82,7 @@ class Digits(NamedTuple):
     labels: Tensor
 
 
-def read_mnist(folder: Path, validation: int) -> tuple[Digits, Digits, Digits]:
+def read_mnist(folder: Path, validation: int) -> tuple[RawDigits, RawDigits, RawDigits]:
     """Train, validation (the last `validation` training images) and test, as they are in `folder`.
 
     Raises:
@@ -97,8 +97,8 @@ def read_mnist(folder: Path, validation: int) -> tuple[Digits, Digits, Digits]:
             f"`validation` must be below the number of training images, {len(given.labels)}, found {validation}"
         )
     return (
-        Digits(given.images[:kept], given.labels[:kept]),
-        Digits(given.images[kept:], given.labels[kept:]),
+        RawDigits(given.images[:kept], given.labels[:kept]),
+        RawDigits(given.images[kept:], given.labels[kept:]),
         test,
     )
 
@@ -166,7 +166,7 @@ def _shape(data: bytearray, path: Path) -> tuple[int, ...]:
     return shape
 
 
-def _read_pair(image_path: Path, label_path: Path) -> Digits:
+def _read_pair(image_path: Path, label_path: Path) -> RawDigits:
     images, labels = read_idx(image_path), read_idx(label_path).long()
     if images.dim() != 3 or images.shape[1:] != (DIGIT_SIDE, DIGIT_SIDE):
         raise ValueError(
@@ -182,4 +182,4 @@ def _read_pair(image_path: Path, label_path: Path) -> Digits:
             f"{label_path}: there must be one label for each of the {len(images)} images of "
             f"{image_path.name}, found {len(labels)}"
         )
-    return Digits(images, labels)
+    return RawDigits(images, labels)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from polytask.data.base import DataSet, Split, Splits, data_folder, locate
 from polytask.data.cache import cached, digest
 from polytask.data.compositing import check_seed, draw_pairs, overlay
-from polytask.data.mnist import DIGIT_SIDE, MNIST_FILES, MNIST_FOLDER, Digits, read_mnist, unit_scale
+from polytask.data.mnist import DIGIT_SIDE, MNIST_FILES, MNIST_FOLDER, RawDigits, read_mnist, unit_scale
 from polytask.errors import at_least
 from polytask.task import classification
 
@@ -125,7 +125,7 @@ class MultiMNIST(DataSet):
         return Split(train.inputs[: self.train_size].clone(), kept)
 
 
-def compose(digits: Digits, rows: Tensor) -> Tensor:
+def compose(digits: RawDigits, rows: Tensor) -> Tensor:
     """Overlaps the digits of `rows` (N, 2), left and right, into float32 images (N, 1, 28, 28) in [0, 1]."""
     inputs = torch.empty(len(rows), 1, DIGIT_SIDE, DIGIT_SIDE)
     for start in range(0, len(rows), CHUNK):

@@ -89,7 +89,7 @@ def check_inputs(inputs: Any, where: str) -> int:
     """The number of examples in `inputs`.
 
     Raises:
-        ValueError: there is no tensor, lengths differ, or a float holds NaN.
+        ValueError: there is no tensor, lengths differ, or a number is not finite.
     """
     tensors = tensors_of(inputs)
     if not tensors:
@@ -98,7 +98,9 @@ def check_inputs(inputs: Any, where: str) -> int:
     if len(set(lengths)) > 1:
         raise ValueError(f"{where}: all inputs must have the same number of examples, found {lengths}")
     for tensor in tensors:
-        if tensor.is_floating_point() and torch.isnan(tensor.sum()) and (bad := torch.isnan(tensor)).any():
-            row = int(bad.reshape(len(tensor), -1).any(1).nonzero()[0])
-            raise ValueError(f"{where}: inputs must not hold NaN, found one in example {row}")
+        # a sum may overflow where every number is finite, so it only tells where to look closer
+        if tensor.is_floating_point() and tensor.dim() and not torch.isfinite(tensor.sum()):
+            for place in (~torch.isfinite(tensor)).nonzero()[:1].tolist():
+                found = tensor[tuple(place)].item()
+                raise ValueError(f"{where}: inputs must be finite, found {found} in example {place[0]}")
     return lengths[0]

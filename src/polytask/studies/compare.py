@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polytask.errors import nearest
+from polytask.errors import in_words, nearest
 from polytask.studies import spec
 from polytask.studies.executors import Job, run_all
 from polytask.studies.run import check_same, finished
@@ -86,7 +86,7 @@ def plan(
         if key not in COMPARE_KEYS:
             raise ValueError(f"unknown key `{key}`: {nearest(str(key), COMPARE_KEYS)}")
     methods, baseline = content.pop("methods", None), content.pop("baseline", None)
-    chosen = content.pop("seeds", None) or [content.get("seed", 0)]
+    chosen = content.pop("seeds", [content.get("seed", 0)])
     chosen = _checked_seeds(chosen if seeds is None else seeds)
     if not isinstance(methods, Mapping) or not methods:
         raise ValueError("a comparison must have `methods`: {name: what it changes}, found none")
@@ -177,8 +177,9 @@ def _method(name: str, base: spec.Config, change: Any, overrides: spec.Overrides
             raise ValueError(f"it must be a mapping of what it changes, found {change!r}")
         resolved = spec.resolve(spec.merge(base, change or {}), overrides)
         spec.build(resolved)  # what its classes refuse is told before anything is written
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"method `{name}`: {error}") from error
+    except Exception as error:  # a user's own class may raise anything
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"method `{name}`: {in_words(error)}") from error
     return resolved
 
 
@@ -193,7 +194,7 @@ def _check_data(todo: Iterable[Job]) -> None:
 
 def _checked_seeds(seeds: Any) -> list[int]:
     if not isinstance(seeds, Sequence) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
-        raise ValueError(f"`seeds` must be a list of whole numbers of at least 0, found {seeds!r}")
+        raise ValueError(f"`seeds` must be a list of at least one whole number, each at least 0, found {seeds!r}")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"`seeds` must be different, found {list(seeds)}")
     return list(seeds)

@@ -139,7 +139,7 @@ def _watch(parent: int) -> None:
 def _one(job: Job, overwrite: bool) -> RunRecord:
     try:
         return run(job.config, job.folder, method=job.method, overwrite=overwrite, wait=ORPHAN_SECONDS)
-    except (ValueError, TypeError, OSError) as error:  # its folder could not be used: told, not written
+    except Exception as error:  # its folder could not be used, or a user's class broke: told, not written
         return RunRecord(job.method, job.config["seed"], "failed", error=spec.one_line(error), folder=job.folder)
 
 

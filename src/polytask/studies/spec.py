@@ -26,7 +26,7 @@ from jsonargparse import SUPPRESS, ArgumentError, ArgumentParser, Namespace
 
 from polytask.callback import Callback
 from polytask.data.base import DataSet
-from polytask.errors import at_least, nearest
+from polytask.errors import WORDED, at_least, in_words, nearest
 from polytask.models.base import Model
 from polytask.training.trainer import Trainer
 
@@ -107,9 +107,10 @@ def resolve(config: Mapping[str, Any], overrides: Overrides = ()) -> Config:
     _check_keys("", content, TRAIN_KEYS)
     for key, value in content.items():
         _check_classes(key, value)
-    trainer = content.get("trainer")
-    if isinstance(trainer, Mapping):
-        _check_keys("trainer", trainer, _trainer_keys())
+    if "trainer" in content:
+        if not isinstance(content["trainer"], Mapping):
+            raise ValueError(f"`trainer` must be a mapping of settings, found {content['trainer']!r}")
+        _check_keys("trainer", content["trainer"], _trainer_keys())
     parser = parser_for_train()
     words = ["--config", yaml.safe_dump(content), *as_words(overrides)]
     parsed = _parse(parser, words)
@@ -138,7 +139,7 @@ def build(config: Mapping[str, Any], folder: Path | None = None, callbacks: Sequ
         torch.default_generator.manual_seed(config["seed"])
         try:
             made = parser.instantiate(parsed)
-        except ValueError as error:
+        except (ValueError, ArgumentError) as error:
             raise ValueError(one_line(error)) from error
     settings = {key: value for key, value in vars(made.trainer).items() if key != "callbacks"}
     trainer = Trainer(
@@ -224,7 +225,7 @@ def find_class(name: str) -> Any:
     """The class (or function) with this import path or, for polytask's own, with this bare name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or its module cannot be imported.
 
     >>> find_class("HardSharing").__name__
     'HardSharing'
@@ -237,8 +238,10 @@ def find_class(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
     try:
         place = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"there is no class `{name}`: {error}") from error
+    except Exception as error:  # a user's own module may raise anything
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(f"there is no class `{name}`: {error}") from error
+        raise ValueError(f"the module of `{name}` must be importable, found {in_words(error)}") from error
     if not hasattr(place, attribute):
         raise ValueError(f"there is no class `{name}`: {_hint(attribute, dir(place))}")
     return getattr(place, attribute)
@@ -256,10 +259,12 @@ def our_classes() -> dict[str, type]:
 
 def one_line(error: BaseException) -> str:
     """An error's message as one line; of jsonargparse's trees only the key and the reason are kept."""
+    if not isinstance(error, (ArgumentError, *WORDED)) or not str(error).strip():
+        return in_words(error)
     text = str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) < 2 and "Parser key" not in text:
-        return text.strip() or type(error).__name__
+        return text.strip()
     keys = ".".join(re.findall(r'Parser key "([^"]+)"', text))
     alternatives = [line[2:] for line in lines if line.startswith("- ")]
     noise = re.compile(r'(Parser key "[^"]+": ?$|Problem with given class_path|Given value)')
@@ -268,6 +273,9 @@ def one_line(error: BaseException) -> str:
     reason = re.sub(r'^Parser key "[^"]+": ', "", reason)
     reason = re.sub(r"^Type \S+.* expects a function or a callable class: ", "", reason)
     reason = re.sub(r"<class '([^']+)'>", r"\1", reason).replace("Expected", "expected")
+    refused = re.match(r"Option '(\w+)' is not accepted\. Got value: Namespace\(class_path='([^']+)'", reason)
+    if refused:
+        reason = f"`{refused[2]}` takes no `{refused[1]}`: name the class that does"
     missing = re.match(r"expected a dot import path string: (\S+)$", reason)
     if missing and missing[1] in our_classes():
         reason = f"another kind of class is expected, found `{missing[1]}`"
@@ -335,7 +343,9 @@ def _check_classes(where: str, value: Any) -> None:
             _check_classes(f"{where}[{index}]", item)
     if not isinstance(value, Mapping):
         return
-    if isinstance(value.get("class_path"), str):
+    if "class_path" in value:
+        if not isinstance(value["class_path"], str):
+            raise ValueError(f"`{where}`: a `class_path` must be a name, found {value['class_path']!r}")
         _check_keys(where, value, ("class_path", "init_args", "dict_kwargs"))
         try:
             accepted = _parameters(value["class_path"])
@@ -349,11 +359,10 @@ def _check_classes(where: str, value: Any) -> None:
 
 def _parameters(class_path: str) -> list[str] | None:
     """The names of a class's arguments; None if it takes any or cannot tell."""
+    found = find_class(class_path)
     try:
-        parameters = inspect.signature(find_class(class_path)).parameters.values()
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ValueError) and "no class" in str(error):
-            raise
+        parameters = inspect.signature(found).parameters.values()
+    except (TypeError, ValueError):
         return None
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return None

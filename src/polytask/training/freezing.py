@@ -116,7 +116,10 @@ class Freezer:
         live = {id(p) for p in (*live_shared, *live_specific)}
         blocks = [self._blocks.shared] * shared + [self._blocks.specific[task] for task in tasks]
         awake = self._unowned | {id(m) for block in blocks for m in block.modules}
-        awake |= self._extra_modules if shared else set()
+        if shared:
+            awake |= self._extra_modules
+        else:  # a module that a trunk and a head both hold rests with the trunk, as its parameters do
+            awake -= {id(m) for m in self._blocks.shared.modules}
         return Live(
             live_shared,
             live_specific,

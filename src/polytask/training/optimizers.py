@@ -131,17 +131,18 @@ class Optimizers:
     def scale_rates(self, factor: float, minimum: float) -> bool:
         """Multiplies every learning rate, not below `minimum`; whether any changed."""
         changed = False
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                lower = max(group["lr"] * factor, minimum)
-                changed |= lower < group["lr"]
-                group["lr"] = min(lower, group["lr"])
+        for optimizer, scheduler in zip(self.optimizers, self._schedulers, strict=True):
+            for index, group in enumerate(optimizer.param_groups):
+                before, after = group["lr"], min(group["lr"], max(group["lr"] * factor, minimum))
+                if after == before:
+                    continue
+                changed = True
+                group["lr"] = after
+                # a scheduler in closed form would otherwise undo the cut at its next step
                 if "initial_lr" in group:
-                    group["initial_lr"] = group["initial_lr"] * factor
-        for scheduler in self._schedulers:
-            # schedulers in closed form would otherwise undo the cut at their next step
-            if scheduler is not None and changed:
-                scheduler.base_lrs = [rate * factor for rate in scheduler.base_lrs]
+                    group["initial_lr"] = group["initial_lr"] * (after / before)
+                if scheduler is not None:
+                    scheduler.base_lrs[index] = scheduler.base_lrs[index] * (after / before)
         return changed
 
     def describe(self) -> dict[str, Any]:
