@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from polytask import data, models, schedules
-from polytask.balancing import aggregation, balance, scalarization
+from polytask.balancing import Accumulator, aggregation, balance, scalarization
 from polytask.callback import Callback
 from polytask.data.arrays import Arrays
 from polytask.metrics import Metric
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Arrays", "Callback", "History", "Interrupted", "Metric", "Objective", "Prediction", "Task", "Trainer",
-    "aggregation", "balance", "binary", "callbacks", "classification", "compare", "data", "load", "models",
+    "Accumulator", "Arrays", "Callback", "History", "Interrupted", "Metric", "Objective", "Prediction", "Task",
+    "Trainer", "aggregation", "balance", "binary", "callbacks", "classification", "compare", "data", "load", "models",
     "multilabel", "regression", "scalarization", "schedules",
 ]  # fmt: skip
 
