@@ -52,6 +52,12 @@ def side_by_side(
         rounds: rounds counted.
         targets: {name: largest allowed median ratio}.
     """
+    times = measure(candidates, rounds)
+    return [ratio(name, times[name], times[reference], (targets or {}).get(name)) for name in times]
+
+
+def measure(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round, by figure; for callers that compare one figure with several others."""
     times: dict[str, list[float]] = {}
     for counted in (False, *[True] * rounds):
         for name, work in candidates.items():
@@ -60,14 +66,15 @@ def side_by_side(
             figures = own if isinstance(own, dict) else {name: time.perf_counter() - begin}
             for figure, seconds in figures.items() if counted else ():
                 times.setdefault(figure, []).append(seconds)
-    return [_ratio(name, values, times[reference], targets or {}) for name, values in times.items()]
+    return times
 
 
-def _ratio(name: str, values: list[float], base: list[float], targets: Mapping[str, float]) -> Ratio:
+def ratio(name: str, values: list[float], base: list[float], target: float | None = None) -> Ratio:
+    """What `values` are over `base`, round by round."""
     ratios = sorted(a / b for a, b in zip(values, base, strict=True))
     quarter = len(ratios) // 4
     middle = statistics.median(ratios)
-    return Ratio(name, statistics.median(values), middle, ratios[quarter], ratios[-1 - quarter], targets.get(name))
+    return Ratio(name, statistics.median(values), middle, ratios[quarter], ratios[-1 - quarter], target)
 
 
 def show(title: str, rows: list[Ratio], note: str = "") -> None:

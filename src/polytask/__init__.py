@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from polytask import data, models, schedules
-from polytask.balancing import aggregation, balance, scalarization
+from polytask.balancing import Accumulator, aggregation, balance, scalarization
 from polytask.batch import Batch
 from polytask.callback import Callback
 from polytask.data import Arrays
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Arrays", "Batch", "Callback", "History", "Interrupted", "Metric", "Objective", "Prediction", "Task", "Trainer",
-    "aggregation", "balance", "binary", "callbacks", "classification", "compare", "data", "load", "models",
+    "Accumulator", "Arrays", "Batch", "Callback", "History", "Interrupted", "Metric", "Objective", "Prediction", "Task",
+    "Trainer", "aggregation", "balance", "binary", "callbacks", "classification", "compare", "data", "load", "models",
     "multilabel", "regression", "scalarization", "schedules",
 ]  # fmt: skip
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import polytask as pt
 from polytask.balancing.gradients import Backward
+from polytask.balancing.solvers import min_norm_weights
 
 MGDA = pt.aggregation.MGDA
 
@@ -82,7 +83,7 @@ def test_the_boundary_s_weights_are_those_of_the_gramian_there(tasks: int):
     jacobian, cotangents = by_hand(net)
     found = filled(net, "features")
     chosen = torch.stack([found[f"weight of task {k}"] for k in range(tasks)])
-    expected = pt.balancing.solvers.min_norm_weights(cotangents @ cotangents.T)
+    expected = min_norm_weights(cotangents @ cotangents.T)
     torch.testing.assert_close(chosen, expected)
     gradient = torch.cat([found[f"trunk.{name}"].flatten() for name, _ in net.trunk.named_parameters()])
     torch.testing.assert_close(gradient, expected @ jacobian)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import polytask as pt
+from polytask.balancing.base import CotangentAggregator
 
 
 def _losses(model: nn.Module, x: Tensor, y: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -94,6 +95,182 @@ def test_refusals():
     assert "`balancer` must be a polytask balancer, found str" in _refused({"a": loss}, [w], "mgda")
     with pytest.raises(ValueError, match="must name every objective, found none for `b`"):
         pt.balance({"a": loss, "b": w.prod()}, shared=[w], balancer=pt.scalarization.Linear({"a": 1.0}))
+
+
+@pytest.mark.parametrize("gradients", ["exact", "features", "low_memory"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_is_named_and_nothing_moves(gradients: str, value: float):
+    model = network()
+    before = weights(model)
+    losses = _losses(model, *data())
+    with pytest.raises(ValueError, match=r"must be finite, found .* for `b`"):
+        pt.balance(
+            losses | {"b": losses["b"] * value}, shared=model.trunk, balancer=pt.aggregation.MGDA(), gradients=gradients
+        )
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
+def test_wrong_types_are_told():
+    w = nn.Parameter(torch.ones(2))
+    loss = w.sum()
+    assert _refused([loss], [w]) == "`losses` must be a mapping of names to scalars, found list"
+    assert _refused({"a": loss}, w) == "`shared` must be a block, a module or parameters, found Parameter"
+    assert _refused({"a": loss}, "trunk") == "`shared` must be a block, a module or parameters, found str"
+    assert _refused({"a": loss}, [w * 2]) == "`shared` must hold parameters, found a tensor that is not a leaf"
+    assert _refused({"a": loss}, ["w"]) == "`shared` must hold parameters, found str"
+    assert "found the class MGDA: call it" in _refused({"a": loss}, [w], pt.aggregation.MGDA)
+    assert "no shared" not in _refused({"a": loss}, [w.detach()])
+    with pytest.raises(ValueError, match="`gradients` must be"):
+        pt.balance({"a": loss}, shared=[w], balancer=pt.aggregation.MGDA(), gradients="fast")
+
+
+def test_mixed_devices_are_told():
+    here, elsewhere = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, device="meta"))
+    assert _refused({"a": here.sum()}, [here, elsewhere]) == (
+        "all shared parameters must be on one device, found cpu, meta"
+    )
+    assert _refused({"a": here.sum(), "b": elsewhere.sum()}, [here]) == (
+        "losses and shared parameters must be on one device, found `b` on meta and parameters on cpu"
+    )
+
+
+class FirstCotangent(CotangentAggregator):
+    def combine(self, evidence: Any) -> Tensor:
+        return evidence.cotangents[0]
+
+
+def test_a_balancer_that_works_at_the_features_must_be_given_them():
+    model = network()
+    x, y = data()
+    losses = _losses(model, x, y)
+    shared = model.trunk
+    assert "`features` must be given to FirstCotangent" in _refused(losses, shared, FirstCotangent())
+    for features, text in (
+        ((), "`features` must be given to MGDA with gradients='features'"),
+        (torch.ones(2), "must be tensors that require a gradient"),
+        (model.trunk(x), "found a tensor that no loss depends on"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            pt.balance(losses, shared=shared, balancer=pt.aggregation.MGDA(), gradients="features", features=features)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_loss_may_be_a_bare_parameter():
+    w = nn.Parameter(torch.tensor(3.0))
+    pt.balance({"a": w, "b": w**2}, shared=[w], balancer=pt.aggregation.Sum())
+    assert w.grad is not None and w.grad.item() == 7
+
+
+def test_one_loss_gets_its_plain_gradient():
+    one, other = network(), network()
+    pt.balance({"a": _losses(one, *data())["a"]}, shared=one.trunk, balancer=pt.aggregation.MGDA())
+    _losses(other, *data())["a"].backward()
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("gradients", ["exact", "low_memory"])
+@pytest.mark.parametrize("balancer", [pt.scalarization.Linear, pt.aggregation.MGDA, pt.aggregation.Sum])
+def test_accumulated_micro_batches_equal_the_whole_batch(gradients: str, balancer: Any):
+    x, y = data(24)
+    one, other = network(), network()
+    whole = pt.balance(_losses(one, x, y), shared=one.trunk, balancer=balancer(), gradients=gradients)
+    accumulator = pt.Accumulator(shared=other.trunk, balancer=balancer(), gradients=gradients)
+    for rows in torch.arange(24).split(8):
+        losses = _losses(other, x[rows], {name: values[rows] for name, values in y.items()})
+        accumulator.add({name: loss / 3 for name, loss in losses.items()})
+        assert balancer is not pt.aggregation.MGDA or all(p.grad is None for p in other.parameters())
+    torch.testing.assert_close(accumulator.finish(), whole, rtol=1e-4, atol=1e-5)
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_task_may_be_absent_from_some_micro_batches():
+    x, y = data(24)
+    one, other = network(), network()
+    first, last = (_losses(one, x[part], {n: v[part] for n, v in y.items()}) for part in (slice(8), slice(8, 24)))
+    pt.balance({"a": first["a"], "b": last["b"]}, shared=one.trunk, balancer=pt.aggregation.MGDA())
+    accumulator = pt.Accumulator(shared=other.trunk, balancer=pt.aggregation.MGDA())
+    accumulator.add({"a": _losses(other, x[:8], {n: v[:8] for n, v in y.items()})["a"]})
+    accumulator.add({"b": _losses(other, x[8:], {n: v[8:] for n, v in y.items()})["b"]})
+    assert accumulator.finish().shape == (2,)
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad)
+    with pytest.raises(ValueError, match="`add` must be called before `finish`"):
+        accumulator.finish()
+
+
+@pytest.mark.parametrize("gradients", ["exact", "features", "low_memory"])
+@pytest.mark.parametrize("balancer", [pt.scalarization.Linear, pt.aggregation.MGDA, pt.aggregation.FairGrad])
+def test_a_scaler_s_gradients_are_compared_unscaled(gradients: str, balancer: Any):
+    """FairGrad's answer is not linear in the gradients, so that scaled ones would give another."""
+    found = []
+    for scale in (None, 256.0):
+        model = network()
+        z = model.trunk(data()[0])
+        losses = {name: model.head(name, z, None).square().mean() for name in "ab"}
+        scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
+        pt.balance(
+            losses, shared=model.trunk, balancer=balancer(), gradients=gradients, features=z, scaler=scaler
+        )  # fmt: skip
+        found.append([p.grad / (scale or 1.0) for p in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_scaled_step_that_overflows_is_skipped():
+    model = network()
+    before = weights(model)
+    optimizer = sgd(0.1)(model.parameters())
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+    losses = {name: 1e4 * loss for name, loss in _losses(model, *data()).items()}
+    pt.balance(losses, shared=model.trunk, balancer=pt.aggregation.MGDA(), scaler=scaler)
+    scaler.step(optimizer)
+    scaler.update()
+    assert scaler.get_scale() < 1e38
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gradients", ["exact", "features", "low_memory"])
+def test_autocast(dtype: torch.dtype, gradients: str):
+    x, _ = data()
+    found = []
+    for enabled in (False, True):
+        model = network()
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            z = model.trunk(x)
+            outputs = {name: model.head(name, z, None) for name in "ab"}
+        losses = {name: output.float().square().mean() for name, output in outputs.items()}
+        pt.balance(losses, shared=model.trunk, balancer=pt.aggregation.MGDA(), gradients=gradients, features=z)
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.trunk.parameters())
+        found.append(torch.cat([p.grad.flatten() for p in model.trunk.parameters()]))
+    assert (found[0] - found[1]).norm() < 0.05 * found[0].norm()
+
+
+def test_parameters_in_bfloat16():
+    model = network().to(torch.bfloat16)
+    losses = {name: output.float().square().mean() for name, output in model(data()[0].bfloat16()).items()}
+    pt.balance(losses, shared=model.trunk, balancer=pt.aggregation.MGDA())
+    assert all(p.grad is not None and p.grad.dtype == torch.bfloat16 for p in model.parameters())
+
+
+def test_what_a_balancer_learned_survives_absent_tasks_and_resume():
+    """`balance` sets a balancer up once, not whenever other tasks are present."""
+    model = network()
+    balancer = pt.scalarization.Uncertainty()
+    for _ in range(3):
+        pt.balance(_losses(model, *data()), shared=model.trunk, balancer=balancer)
+    learned = balancer.state_dict()
+    again = pt.scalarization.Uncertainty()
+    again.setup(["a", "b"])
+    again.load_state_dict(learned)
+    losses = _losses(model, *data())
+    torch.testing.assert_close(
+        pt.balance({"a": losses["a"]}, shared=model.trunk, balancer=again),
+        pt.balance({"a": _losses(model, *data())["a"]}, shared=model.trunk, balancer=balancer),
+    )
 
 
 class HeadPenalty(pt.Objective):

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import torchjd.aggregation
 from tests.helpers import SaveAll, Witness, adam, data, network, same, tasks, trainer, weights
 from tests.inputs import HARD
 
 import polytask as pt
 from polytask.balancing import Aggregator, Evidence, Scalarizer
+from polytask.balancing.base import CotangentAggregator, JacobianAggregator
 from polytask.schedules import Schedule
 
 
@@ -34,6 +36,8 @@ def _built(kind: type, tmp_path: Any = None) -> Any:
             inspect.Parameter.VAR_KEYWORD,
         ):
             given[name] = tmp_path / name if name in ("path", "folder") else ["a", "b"]
+    if kind is pt.aggregation.TorchJD:
+        given["aggregator"] = torchjd.aggregation.UPGrad()
     return kind(**given)
 
 
@@ -67,8 +71,9 @@ def test_aggregators_give_finite_weights_on_hard_inputs(kind: type, name: str):
     values = [torch.tensor(1.0 + k) for k in range(len(jacobian))]
     balancer = _built(kind)
     balancer.setup(names)
-    found = torch.as_tensor(balancer.combine(Evidence(names, values, jacobian)))
-    assert found.shape == (len(names),)
+    found = torch.as_tensor(balancer.combine(Evidence(names, values, jacobian, cotangents=jacobian, examples=1)))
+    whole = issubclass(kind, (JacobianAggregator, CotangentAggregator))
+    assert found.shape == (jacobian.shape[1] if whole else len(names),)
     assert torch.isfinite(found).all()
 
 

@@ -2,6 +2,16 @@
 
 from polytask.balancing import aggregation, scalarization
 from polytask.balancing.base import Aggregator, Balancer, Evidence, Needs, Scalarizer
-from polytask.balancing.gradients import balance
+from polytask.balancing.gradients import Accumulator, balance
 
-__all__ = ["Aggregator", "Balancer", "Evidence", "Needs", "Scalarizer", "aggregation", "balance", "scalarization"]
+__all__ = [
+    "Accumulator",
+    "Aggregator",
+    "Balancer",
+    "Evidence",
+    "Needs",
+    "Scalarizer",
+    "aggregation",
+    "balance",
+    "scalarization",
+]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,9 +36,13 @@ class Backward:
         mode: ``exact``: one backward pass through the trunk per objective, Jacobian kept (K gradients).
             ``features``: the gradients at the feature boundary stand in for those at the parameters, whose
             norms they bound (MGDA-UB, Sener and Koltun 2018); one pass through the trunk, whatever K.
-            ``low_memory``: the Gramian is gathered from pairs of gradients that are not kept, then one
-            weighted pass; two shared gradients alive at most, K (K + 1) / 2 + 1 passes through the trunk.
+            ``low_memory``: the Gramian is gathered from pairs of gradients that are not kept, for half of the
+            shared parameters at a time (less where single parameters are large), then one weighted pass: about
+            one shared gradient alive, and K (K + 1) / 2 passes through the trunk for each part.
         batches: how many times `add` will be called.
+        factor: what the caller's loss scaling multiplies gradients by while they are taken (float16). The
+            balancer sees them without it, and `.grad` holds it, as the scaler expects. Where a shared
+            gradient overflows, `.grad` becomes NaN and the balancer is not asked.
 
     Raises:
         ValueError: an unknown mode.
@@ -50,20 +56,25 @@ class Backward:
         *,
         mode: str = "exact",
         batches: int = 1,
+        factor: Tensor | None = None,
     ) -> None:
         one_of("gradients", mode, MODES)
         self._balancer = balancer
         self._shared = shared
         self._specific = specific
         self._mode = mode
+        self._factor = factor
         self._aggregates = isinstance(balancer, Aggregator) and len(shared) > 0
         self._rests = isinstance(balancer, Aggregator) and not self._aggregates
+        sees = Needs.NORMS | Needs.GRAMIAN | Needs.JACOBIAN | Needs.COTANGENTS
+        self._blind = self._aggregates and not balancer.needs & (sees | Needs.LOSSES)
         look = Needs.LOSSES in balancer.needs
         norms = Needs.NORMS in balancer.needs and len(shared) > 0
         self._direct = not self._aggregates and not norms and (self._rests or batches == 1 or not look)
         self._values: dict[str, Tensor] = {}
-        self._rows: dict[str, Tensor] = {}
-        self._own: dict[str, list[Tensor | None]] = {}
+        self._rows: dict[str, int] = {}
+        self._jacobian = torch.empty(0)
+        self._own: dict[str, dict[int, Tensor]] = {}  # by position in `specific`, which may grow
         self._kept: list[tuple[list[str], Sequence[Tensor], Sequence[float], list[Tensor]]] = []
         self._weights: dict[str, Any] = {}
 
@@ -90,6 +101,8 @@ class Backward:
                 self._values[name] = self._values[name] + value if name in self._values else value
         if self._direct:
             self._weigh(names, totals, scales)
+        elif self._blind:
+            self._weigh_shared(names, totals, scales)
         elif self._aggregates and (self._mode != "exact" or isinstance(self._balancer, CotangentAggregator)):
             self._kept.append((list(names), totals, scales, list(features)))
         else:
@@ -112,8 +125,17 @@ class Backward:
             weights: Any = [1.0] * len(names)
         else:
             weights = self._balancer.combine(self._evidence(names))
-        starts = [_start(t, w, s) for t, w, s in zip(totals, weights, scales, strict=True)]
+        starts = [self._start(t, w, s) for t, w, s in zip(totals, weights, scales, strict=True)]
         torch.autograd.backward(tuple(totals), tuple(starts))
+        self._weights.update(zip(names, weights, strict=True))
+
+    def _weigh_shared(self, names: Sequence[str], totals: Sequence[Tensor], scales: Sequence[float]) -> None:
+        """Two backward passes, for an aggregator whose weights depend on no gradient."""
+        weights = torch.as_tensor(self._balancer.combine(self._evidence(names))).unbind()
+        starts = [self._start(t, w, s) for t, w, s in zip(totals, weights, scales, strict=True)]
+        inputs = tuple(self._shared)
+        _accumulate(self._shared, torch.autograd.grad(totals, inputs, starts, retain_graph=True, allow_unused=True))
+        self._own_gradients(totals, scales)
         self._weights.update(zip(names, weights, strict=True))
 
     def _evidence(self, names: Sequence[str]) -> Evidence:
@@ -123,37 +145,56 @@ class Backward:
     # One gradient of the shared block per objective
 
     def _gather(self, names: Sequence[str], totals: Sequence[Tensor], scales: Sequence[float]) -> None:
+        inputs, cut = (*self._shared, *self._specific), len(self._shared)
         for index, (name, total, scale) in enumerate(zip(names, totals, scales, strict=True)):
             gradients = torch.autograd.grad(
-                total, (*self._shared, *self._specific), _start(total, 1.0, scale),
-                retain_graph=index < len(totals) - 1, allow_unused=True,
-            )  # fmt: skip
-            shared, own = gradients[: len(self._shared)], gradients[len(self._shared) :]
-            if any(gradient is not None for gradient in shared):
-                row = _flatten(shared, self._shared)
-                self._rows[name] = self._rows[name] + row if name in self._rows else row
-            before = self._own.get(name)
-            self._own[name] = list(own) if before is None else [_sum(a, b) for a, b in zip(before, own, strict=True)]
+                total, inputs, self._start(total, 1.0, scale), retain_graph=index < len(totals) - 1, allow_unused=True
+            )
+            if any(gradient is not None for gradient in gradients[:cut]):
+                self._put(name, gradients[:cut], len(names))
+            own = self._own.setdefault(name, {})
+            for position, gradient in enumerate(gradients[cut:]):
+                if gradient is not None:
+                    own[position] = own[position] + gradient if position in own else gradient
+
+    def _put(self, name: str, gradients: Gradients, expected: int) -> None:
+        """Writes or adds a row of the Jacobian, which is one buffer so that no gradient is copied twice."""
+        parts = _parts(gradients, self._shared)
+        if name in self._rows:
+            self._jacobian[self._rows[name]] += torch.cat(parts)
+            return
+        row = self._rows[name] = len(self._rows)
+        if row == len(self._jacobian):  # the first row, or one that only a later batch has
+            rows = max(1, expected - row)
+            more = torch.empty(rows, sum(p.numel() for p in parts), dtype=_wide(self._shared), device=parts[0].device)
+            self._jacobian = more if row == 0 else torch.cat((self._jacobian, more))
+        torch.cat(parts, out=self._jacobian[row])
 
     def _finish_rows(self) -> None:
         """Objectives that the shared block cannot serve have no say in how it moves."""
-        names = [name for name in self._own if name in self._rows]
         weights: dict[str, Any] = dict.fromkeys(self._own, 1.0)
-        if names:
-            evidence = self._evidence(names)
-            evidence.jacobian = torch.stack([self._rows[name] for name in names])
-            self._rows.clear()
-            combined = torch.as_tensor(self._balancer.combine(evidence)).to(evidence.jacobian)
-            if isinstance(self._balancer, JacobianAggregator):
-                gradient = combined
-            else:
-                gradient = combined @ evidence.jacobian
-                weights.update(zip(names, combined.unbind(), strict=True))
+        if self._rows:
+            evidence = self._evidence(list(self._rows))
+            evidence.jacobian = self._jacobian[: len(self._rows)]
+            gradient = self._combine(evidence, evidence.jacobian, weights)
             _accumulate(self._shared, _unflatten(gradient, self._shared))
         for name, own in self._own.items():
-            scaled = own if self._aggregates else [None if g is None else g * weights[name] for g in own]
-            _accumulate(self._specific, scaled)
+            parameters = [self._specific[position] for position in own]
+            scaled = own.values() if self._aggregates else [gradient * weights[name] for gradient in own.values()]
+            _accumulate(parameters, scaled)
         self._weights = weights
+
+    def _combine(self, evidence: Evidence, matrix: Tensor, weights: dict[str, Any]) -> Tensor:
+        """The balancer's answer as one gradient (the matrix' width); its weights are written into `weights`."""
+        if self._factor is not None:
+            if not torch.isfinite(matrix).all():
+                return matrix.new_full((matrix.shape[1],), torch.nan)
+            matrix /= self._factor
+        combined = torch.as_tensor(self._balancer.combine(evidence)).to(matrix)
+        if not isinstance(self._balancer, JacobianAggregator | CotangentAggregator):
+            weights.update(zip(evidence.names, combined.unbind(), strict=True))
+            combined = combined @ matrix
+        return combined if self._factor is None else combined * self._factor
 
     # The feature boundary stands in for the parameters
 
@@ -168,41 +209,34 @@ class Backward:
         cotangents = torch.cat(parts, dim=1)
         evidence = self._evidence(names)
         evidence.examples = sum(features[0].shape[0] for _, _, _, features in self._kept)
-        combined = self._combine_cotangents(evidence, cotangents)
+        if isinstance(self._balancer, CotangentAggregator):
+            evidence.cotangents = cotangents
+        else:
+            evidence.jacobian = cotangents
+        self._weights = dict.fromkeys(names, 1.0)
+        combined = self._combine(evidence, cotangents, self._weights)
         for (_, _, _, features), part in zip(self._kept, combined.split([p.shape[1] for p in parts]), strict=True):
             pieces = part.split([f.numel() for f in features])
-            starts = [piece.view_as(f) for piece, f in zip(pieces, features, strict=True)]
+            starts = [piece.view_as(f).to(f) for piece, f in zip(pieces, features, strict=True)]
             pulled = torch.autograd.grad(features, tuple(self._shared), starts, allow_unused=True)
             _accumulate(self._shared, pulled)
         self._kept.clear()
-
-    def _combine_cotangents(self, evidence: Evidence, cotangents: Tensor) -> Tensor:
-        if isinstance(self._balancer, CotangentAggregator):
-            evidence.cotangents = cotangents
-            self._weights = dict.fromkeys(evidence.names, 1.0)
-            return torch.as_tensor(self._balancer.combine(evidence)).to(cotangents)
-        evidence.jacobian = cotangents
-        combined = torch.as_tensor(self._balancer.combine(evidence)).to(cotangents)
-        if isinstance(self._balancer, JacobianAggregator):
-            self._weights = dict.fromkeys(evidence.names, 1.0)
-            return combined
-        self._weights = dict(zip(evidence.names, combined.unbind(), strict=True))
-        return combined @ cotangents
 
     def _cotangents(
         self, every: Sequence[str], names: list[str], totals: Sequence[Tensor], scales: Sequence[float],
         features: list[Tensor],
     ) -> Tensor:  # fmt: skip
         """(K, Z) gradients at the boundary; task-specific gradients are filled on the way."""
-        rows = {name: features[0].new_zeros(sum(f.numel() for f in features)) for name in every}
+        width = sum(f.numel() for f in features)
+        rows = torch.zeros(len(every), width, dtype=_wide(features), device=features[0].device)
         for name, total, scale in zip(names, totals, scales, strict=True):
-            inputs = (*features, *self._specific)
+            inputs, cut = (*features, *self._specific), len(features)
             gradients = torch.autograd.grad(
-                total, inputs, _start(total, 1.0, scale), retain_graph=True, allow_unused=True
+                total, inputs, self._start(total, 1.0, scale), retain_graph=True, allow_unused=True
             )  # fmt: skip
-            rows[name] = _flatten(gradients[: len(features)], features)
-            _accumulate(self._specific, gradients[len(features) :])
-        return torch.stack([rows[name] for name in every])
+            torch.cat(_parts(gradients[:cut], features), out=rows[every.index(name)])
+            _accumulate(self._specific, gradients[cut:])
+        return rows
 
     # Gradients in pairs, none kept
 
@@ -213,48 +247,64 @@ class Backward:
                 "Jacobian itself"
             )
         names = list(dict.fromkeys(name for batch in self._kept for name in batch[0]))
-        gram = torch.zeros(len(names), len(names), dtype=self._shared[0].dtype, device=self._shared[0].device)
-        for i, first in enumerate(names):
-            held = self._pull({first: 1.0})
-            gram[i, i] = _inner(held, held)
-            for j in range(i):
-                gram[i, j] = gram[j, i] = _inner(held, self._pull({names[j]: 1.0}))
-            del held
-        reached = [i for i in range(len(names)) if gram[i, i] != 0]
+        gram, reached = self._products(names)
         weights: dict[str, Any] = dict.fromkeys(names, 1.0)
         if reached:
             evidence = self._evidence([names[i] for i in reached])
-            evidence.gram = gram[reached][:, reached]
+            evidence.gram = gram if len(reached) == len(names) else gram[reached][:, reached]
             combined = torch.as_tensor(self._balancer.combine(evidence)).to(gram)
             weights.update(zip(evidence.names, combined.unbind(), strict=True))
-            _accumulate(self._shared, self._pull(weights))
+            _accumulate(self._shared, self._pull(weights, self._shared))
         self._fill_specific()
         self._weights = weights
         self._kept.clear()
 
-    def _pull(self, weights: Mapping[str, Any]) -> Gradients:
-        """The gradient of the weighted sum on the shared block; not flattened, which would copy it."""
+    def _products(self, names: Sequence[str]) -> tuple[Tensor, list[int]]:
+        """(K, K) inner products of the shared gradients, and which of the K exist at all."""
+        gram = torch.zeros(len(names), len(names), dtype=_wide(self._shared), device=self._shared[0].device)
+        reached: set[int] = set()
+        for group in _halves(self._shared):
+            some: list[int] = []  # those that reach this group
+            for i, first in enumerate(names):
+                held = self._pull({first: 1.0}, group)
+                if all(gradient is None for gradient in held):
+                    continue
+                gram[i, i] += _inner(held, held)
+                for j in some:
+                    product = _inner(held, self._pull({names[j]: 1.0}, group))
+                    gram[i, j] += product
+                    gram[j, i] += product
+                some.append(i)
+                del held
+            reached.update(some)
+        return gram if self._factor is None else gram / self._factor**2, sorted(reached)
+
+    def _pull(self, weights: Mapping[str, Any], inputs: Sequence[Parameter]) -> Gradients:
+        """The gradient of the weighted sum on some shared parameters; not flattened, which would copy it."""
         starts, roots = [], []
         for names, totals, scales, _ in self._kept:
             for name, total, scale in zip(names, totals, scales, strict=True):
                 if name in weights:
                     roots.append(total)
-                    starts.append(_start(total, weights[name], scale))
-        return torch.autograd.grad(roots, tuple(self._shared), starts, retain_graph=True, allow_unused=True)
+                    starts.append(self._start(total, weights[name], scale))
+        return torch.autograd.grad(roots, tuple(inputs), starts, retain_graph=True, allow_unused=True)
 
     def _fill_specific(self) -> None:
         for _, totals, scales, _ in self._kept:
-            if self._specific:
-                starts = [_start(t, 1.0, s) for t, s in zip(totals, scales, strict=True)]
-                gradients = torch.autograd.grad(totals, tuple(self._specific), starts, allow_unused=True)
-                _accumulate(self._specific, gradients)
+            self._own_gradients(totals, scales)
 
+    def _own_gradients(self, totals: Sequence[Tensor], scales: Sequence[float]) -> None:
+        if self._specific:
+            starts = [self._start(t, 1.0, s) for t, s in zip(totals, scales, strict=True)]
+            gradients = torch.autograd.grad(totals, tuple(self._specific), starts, allow_unused=True)
+            _accumulate(self._specific, gradients)
 
-def _start(total: Tensor, weight: float | Tensor, scale: float) -> Tensor:
-    value = weight * scale
-    if isinstance(value, Tensor):
-        return value.to(total)
-    return torch.full((), value, dtype=total.dtype, device=total.device)
+    def _start(self, total: Tensor, weight: float | Tensor, scale: float) -> Tensor | None:
+        """What starts the backward pass; None for 1."""
+        value = weight * scale if self._factor is None else weight * scale * self._factor
+        if isinstance(value, Tensor):
+            return value.to(total)
+        return None if value == 1.0 else torch.full((), value, dtype=total.dtype, device=total.device)
 
 
 def _inner(first: Gradients, second: Gradients) -> Tensor | float:
@@ -262,20 +312,33 @@ def _inner(first: Gradients, second: Gradients) -> Tensor | float:
     return sum((torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in pairs if a is not None and b is not None), 0.0)
 
 
-def _sum(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    if first is None or second is None:
-        return first if second is None else second
-    return first + second
+def _halves(parameters: Sequence[Parameter]) -> list[tuple[Parameter, ...]]:
+    """Consecutive groups of at most half of all numbers each, as far as single parameters allow."""
+    limit = sum(p.numel() for p in parameters) / 2
+    groups: list[tuple[Parameter, ...]] = []
+    filled = math.inf
+    for p in parameters:
+        if filled + p.numel() > limit:
+            groups.append(())
+            filled = 0
+        groups[-1] += (p,)
+        filled += p.numel()
+    return groups
 
 
-def _flatten(gradients: Gradients, likes: Sequence[Tensor]) -> Tensor:
-    parts = (p.new_zeros(p.numel()) if g is None else g.reshape(-1) for g, p in zip(gradients, likes, strict=True))
-    return torch.cat(list(parts))  # (P,)
+def _wide(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The dtype that holds them all, float32 at least: inner products need the digits."""
+    return functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
+
+
+def _parts(gradients: Gradients, likes: Sequence[Tensor]) -> list[Tensor]:
+    """Flat gradients, zero where there is none; cat makes the row of them."""
+    return [p.new_zeros(p.numel()) if g is None else g.reshape(-1) for g, p in zip(gradients, likes, strict=True)]
 
 
 def _unflatten(vector: Tensor, parameters: Sequence[Parameter]) -> list[Tensor]:
     parts = vector.split([p.numel() for p in parameters])
-    return [part.view_as(p) for part, p in zip(parts, parameters, strict=True)]
+    return [part.view_as(p).to(p.dtype) for part, p in zip(parts, parameters, strict=True)]
 
 
 def _accumulate(parameters: Sequence[Parameter], gradients: Iterable[Tensor | None]) -> None:
@@ -289,6 +352,136 @@ def _accumulate(parameters: Sequence[Parameter], gradients: Iterable[Tensor | No
 _SET_UP: WeakKeyDictionary[Balancer, list[str]] = WeakKeyDictionary()
 
 
+class Accumulator:
+    """`balance` over several micro-batches: replaces ``loss.backward()`` where gradients are accumulated.
+
+    Objective k is the sum of its losses over the calls of `add`; the balancer sees the accumulated gradients
+    once, in `finish`, which is the same as one call of `balance` on the concatenated batch. (Calling
+    `balance` per micro-batch adds up several balanced gradients instead, which is something else: a common
+    descent direction of each part is not one of the whole.) Divide the losses as for ``backward``, by the
+    number of micro-batches if they are means over equally many examples. A task may be absent from some.
+
+    In the mode ``exact`` K shared gradients are kept from the first `add` on, and each graph is freed at
+    once; the other modes, and balancers that work at the features, keep all graphs until `finish`.
+
+    Args:
+        shared: the shared parameters: a block of a model, a module, or parameters.
+        balancer: for example ``pt.aggregation.MGDA()``; its own state advances once per `finish`.
+        gradients: ``exact``, ``features`` or ``low_memory``; see `Backward`.
+        scaler: the loop's gradient scaler, for float16: give `add` the plain losses. Gradients are taken
+            scaled, compared unscaled, and left scaled in `.grad`, as ``scaler.step`` expects.
+
+    Raises:
+        ValueError: an unknown mode, or no shared parameter requires a gradient.
+        TypeError: `balancer` or `shared` is not what it must be.
+
+    >>> import torch, polytask as pt
+    >>> w = nn.Parameter(torch.tensor([1.0, 1.0]))
+    >>> accumulator = pt.Accumulator(shared=[w], balancer=pt.aggregation.MGDA())
+    >>> for _ in range(2):
+    ...     accumulator.add({"a": (w[0] - 3) ** 2 / 2, "b": (w[1] + 1) ** 2 / 2})
+    >>> accumulator.finish()
+    tensor([0.5000, 0.5000])
+    >>> w.grad
+    tensor([-2.,  2.])
+    """
+
+    def __init__(
+        self,
+        *,
+        shared: Block | nn.Module | Iterable[Parameter],
+        balancer: Balancer,
+        gradients: str = "exact",
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        _check_balancer(balancer)
+        one_of("gradients", gradients, MODES)
+        self._balancer = balancer
+        self._shared = _shared_parameters(shared)
+        self._mode = gradients
+        self._scaler = scaler
+        self._start_over()
+
+    def add(self, losses: Mapping[str, Tensor], features: Tensor | Sequence[Tensor] = ()) -> None:
+        """Takes one micro-batch's losses.
+
+        Args:
+            losses: {name: scalar that requires a gradient}.
+            features: the shared features, for ``gradients="features"`` and for balancers that work there.
+
+        Raises:
+            ValueError: see `balance`; nothing is added then.
+        """
+        self._add(losses, features, batches=2)
+
+    def finish(self) -> Tensor:
+        """Fills `.grad` and starts over.
+
+        Returns:
+            (K,) the weights used, detached, in the order in which names came; 1 where the balancer gives a
+            gradient.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if self._work is None:
+            raise ValueError("`add` must be called before `finish`, found no losses")
+        work, names = self._work, self._names
+        self._start_over()
+        weights = work.finish()
+        return torch.stack([torch.as_tensor(weights[name]).detach().float() for name in names])
+
+    def _start_over(self) -> None:
+        self._work: Backward | None = None
+        self._own: list[Parameter] = []
+        self._names: list[str] = []
+
+    def _add(self, losses: Mapping[str, Tensor], features: Tensor | Sequence[Tensor], batches: int) -> None:
+        boundary = [features] if isinstance(features, Tensor) else list(features)
+        self._check(losses, boundary)
+        own = _reached(losses, self._shared, boundary, isinstance(self._balancer, Aggregator))
+        names = list(dict.fromkeys((*self._names, *losses)))
+        self._set_up(names)
+        if self._work is None:
+            self._work = Backward(
+                self._balancer, self._shared, self._own, mode=self._mode, batches=batches, factor=self._factor()
+            )
+        known = {id(p) for p in self._own}
+        self._own.extend(p for p in own if id(p) not in known)  # the work holds this very list
+        self._names = names
+        self._work.add(list(losses), list(losses.values()), [1.0] * len(losses), boundary)
+
+    def _check(self, losses: Mapping[str, Tensor], boundary: Sequence[Tensor]) -> None:
+        device = self._shared[0].device
+        _check_losses(losses, device)
+        if device.type == "cpu" or self._new(losses):
+            _check_finite(losses)
+        at_features = self._mode == "features" or isinstance(self._balancer, CotangentAggregator)
+        if not at_features:
+            return
+        if not boundary:
+            raise ValueError(
+                f"`features` must be given to {type(self._balancer).__name__} with gradients={self._mode!r}, which "
+                "works on the gradients there, found none"
+            )
+        if not all(isinstance(f, Tensor) and f.requires_grad for f in boundary):
+            raise ValueError("`features` must be tensors that require a gradient, found others")
+
+    def _factor(self) -> Tensor | None:
+        if self._scaler is None or not self._scaler.is_enabled():
+            return None
+        return self._scaler.scale(torch.ones((), device=self._shared[0].device))
+
+    def _new(self, names: Iterable[str]) -> bool:
+        return not set(names) <= set(_SET_UP.get(self._balancer, ()))
+
+    def _set_up(self, names: list[str]) -> None:
+        if self._new(names):  # told of all it has met: a loss may be absent from a step without starting anew
+            known = _SET_UP.setdefault(self._balancer, [])
+            known += [name for name in names if name not in known]
+            self._balancer.setup(known)
+
+
 def balance(
     losses: Mapping[str, Tensor],
     *,
@@ -296,15 +489,17 @@ def balance(
     balancer: Balancer,
     gradients: str = "exact",
     features: Tensor | Sequence[Tensor] = (),
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Tensor:
     """Replaces ``loss.backward()`` in a loop of your own: fills `.grad` of every parameter the losses reach.
 
-    A balancer that looks at the losses again (FAMO) is shown them by ``balancer.after({name: loss})``, which
-    is yours to call after the optimizer's step.
-
     Shared parameters get what the balancer makes of the losses; all others get the gradient of their own
     losses (of the weighted sum, under a scalarizer). Gradients add to those already there, as with
-    ``backward``.
+    ``backward``; to balance gradients accumulated over micro-batches see `Accumulator`. Clip afterwards. A
+    balancer that wants the losses after the step (FAMO) is told by the caller: ``balancer.after(losses)``.
+
+    On a CPU every loss is checked to be finite; on other devices only in the first call with a balancer,
+    since looking waits for the device.
 
     Args:
         losses: {name: scalar that requires a gradient}.
@@ -312,15 +507,17 @@ def balance(
         balancer: for example ``pt.aggregation.MGDA()``; its own state advances.
         gradients: ``exact``, ``features`` or ``low_memory``; see `Backward`.
         features: the shared features, for ``gradients="features"`` and for balancers that work there.
+        scaler: the loop's gradient scaler, for float16; give the plain losses, see `Accumulator`.
 
     Returns:
         (K,) the weights used, detached, in the order of `losses`; 1 where the balancer gives a gradient.
 
     Raises:
-        ValueError: no loss; one that is not a scalar, does not require a gradient, is not finite, or does
-            not depend on the shared parameters (named); no shared parameter requires a gradient. `.grad` is
-            untouched then.
-        TypeError: `balancer` is not a balancer.
+        ValueError: no loss; one that is not a scalar, does not require a gradient, is not finite, is given
+            twice, or does not depend on the shared parameters (named); tensors on several devices; no
+            shared parameter requires a gradient; features missing where they are needed, or not those of
+            the losses. `.grad` is untouched then.
+        TypeError: `balancer`, `losses` or `shared` is not what it must be.
 
     >>> import torch, polytask as pt
     >>> w = nn.Parameter(torch.tensor([1.0, 1.0]))
@@ -330,25 +527,16 @@ def balance(
     >>> w.grad
     tensor([-2.,  2.])
     """
+    work = Accumulator(shared=shared, balancer=balancer, gradients=gradients, scaler=scaler)
+    work._add(losses, features, batches=1)
+    return work.finish()
+
+
+def _check_balancer(balancer: Any) -> None:
+    if isinstance(balancer, type):
+        raise TypeError(f"`balancer` must be a polytask balancer, found the class {balancer.__name__}: call it")
     if not isinstance(balancer, Balancer):
         raise TypeError(f"`balancer` must be a polytask balancer, found {type(balancer).__name__}")
-    wanted = _shared_parameters(shared)
-    leaves = {name: _leaves(name, loss) for name, loss in _checked(losses).items()}
-    identities = {id(p) for p in wanted}
-    for name, reached in leaves.items():
-        if isinstance(balancer, Aggregator) and not identities & reached.keys():
-            raise ValueError(f"every loss must depend on the shared parameters, found that `{name}` does not")
-    own = {key: p for reached in leaves.values() for key, p in reached.items() if key not in identities}
-    names = list(losses)
-    known = _SET_UP.setdefault(balancer, [])
-    if any(name not in known for name in names):  # a loss may be absent from a step without starting anew
-        known += [name for name in names if name not in known]
-        balancer.setup(known)
-    work = Backward(balancer, wanted, list(own.values()), mode=gradients)
-    boundary = [features] if isinstance(features, Tensor) else list(features)
-    work.add(names, list(losses.values()), [1.0] * len(names), boundary)
-    weights = work.finish()
-    return torch.stack([torch.as_tensor(weights[name]).detach().float() for name in names])
 
 
 def _shared_parameters(shared: Block | nn.Module | Iterable[Parameter]) -> list[Parameter]:
@@ -356,13 +544,25 @@ def _shared_parameters(shared: Block | nn.Module | Iterable[Parameter]) -> list[
         shared = shared.parameters()
     elif isinstance(shared, Block):
         shared = shared.parameters
-    wanted = [p for p in shared if p.requires_grad]
+    elif isinstance(shared, Tensor | str) or not isinstance(shared, Iterable):
+        raise TypeError(f"`shared` must be a block, a module or parameters, found {type(shared).__name__}")
+    every = list(shared)
+    for p in every:
+        if not isinstance(p, Tensor) or not p.is_leaf:
+            found = "a tensor that is not a leaf" if isinstance(p, Tensor) else type(p).__name__
+            raise TypeError(f"`shared` must hold parameters, found {found}")
+    wanted = list({id(p): p for p in every if p.requires_grad}.values())
     if not wanted:
         raise ValueError("`shared` must hold at least one parameter that requires a gradient, found none")
+    devices = sorted({str(p.device) for p in wanted})
+    if len(devices) > 1:
+        raise ValueError(f"all shared parameters must be on one device, found {', '.join(devices)}")
     return wanted
 
 
-def _checked(losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _check_losses(losses: Mapping[str, Tensor], device: torch.device) -> None:
+    if not isinstance(losses, Mapping):
+        raise TypeError(f"`losses` must be a mapping of names to scalars, found {type(losses).__name__}")
     if not losses:
         raise ValueError("there must be at least one loss, found none")
     for name, loss in losses.items():
@@ -371,24 +571,61 @@ def _checked(losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             raise ValueError(f"a loss must be a scalar tensor, found {found} for `{name}`")
         if not loss.requires_grad:
             raise ValueError(f"a loss must require a gradient, found that `{name}` does not")
-        if not torch.isfinite(loss):
-            raise ValueError(f"a loss must be finite, found {loss.item()} for `{name}`")
+        if loss.device != device:
+            raise ValueError(
+                f"losses and shared parameters must be on one device, found `{name}` on {loss.device} and parameters "
+                f"on {device}"
+            )
     if len({id(loss) for loss in losses.values()}) < len(losses):
         raise ValueError(f"every loss must be given once, found one tensor under two names among {list(losses)}")
-    return losses
 
 
-def _leaves(name: str, loss: Tensor) -> dict[int, Parameter]:
-    """The leaf tensors that `loss` reaches, by id, found by walking the graph."""
-    found: dict[int, Parameter] = {}
-    seen, stack = set(), [loss.grad_fn]
+def _check_finite(losses: Mapping[str, Tensor]) -> None:
+    for name, loss in losses.items():
+        value = loss.item()
+        if not math.isfinite(value):
+            raise ValueError(f"a loss must be finite, found {value} for `{name}`")
+
+
+def _reached(
+    losses: Mapping[str, Tensor], shared: Sequence[Parameter], features: Sequence[Tensor], must_share: bool
+) -> list[Parameter]:
+    """The leaf tensors other than the shared ones that the losses reach, found by walking the graph once.
+
+    Raises:
+        ValueError: a loss that does not reach a shared parameter where it must, or features that none reaches.
+    """
+    identities = {id(p) for p in shared}
+    leaves: dict[int, Parameter] = {}
+    reaches: dict[Any, bool] = {}  # node of the graph: whether a shared parameter lies behind it
+    for name, loss in losses.items():
+        if loss.grad_fn is None:  # a bare parameter
+            leaves[id(loss)] = cast(Parameter, loss)
+            found = id(loss) in identities
+        else:
+            found = _walk(loss.grad_fn, identities, leaves, reaches)
+        if must_share and not found:
+            raise ValueError(f"every loss must depend on the shared parameters, found that `{name}` does not")
+    if any(f.grad_fn is not None and f.grad_fn not in reaches for f in features):
+        raise ValueError("`features` must be what the losses are computed from, found a tensor that no loss depends on")
+    return [p for key, p in leaves.items() if key not in identities]
+
+
+def _walk(root: Any, identities: set[int], leaves: dict[int, Parameter], reaches: dict[Any, bool]) -> bool:
+    """Visits what lies behind `root`, children before parents, without recursion."""
+    stack: list[tuple[Any, list[Any] | None]] = [(root, None)]
     while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            found[id(variable)] = variable
-        stack.extend(parent for parent, _ in node.next_functions)
-    return found
+        node, parents = stack.pop()
+        if parents is not None:
+            reaches[node] = any(reaches[parent] for parent in parents)
+        elif node not in reaches:
+            parents = [parent for parent, _ in node.next_functions if parent is not None]
+            if parents:
+                stack.append((node, parents))
+                stack.extend((parent, None) for parent in parents if parent not in reaches)
+            else:
+                variable = getattr(node, "variable", None)
+                reaches[node] = variable is not None and id(variable) in identities
+                if variable is not None:
+                    leaves[id(variable)] = variable
+    return reaches[root]
