@@ -21,7 +21,7 @@ lint: .venv/installed
 
 # everything that takes longer than half a minute
 slow: .venv/installed
-	$(BIN)/python -m pytest -m slow -s tests
+	$(BIN)/python -m pytest -n 2 -m slow -rA --durations=10 tests
 
 # side-by-side timings; appends to benchmarks/RESULTS.md
 bench: .venv/installed

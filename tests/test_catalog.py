@@ -29,3 +29,11 @@ def test_methods_from_papers_link_to_them():
 def test_needs_are_told():
     needs = {entry.name: entry.needs for entry in catalog()}
     assert (needs["MGDA"], needs["Linear"], needs["MNIST"]) == ("task gradients", "", "files")
+
+
+def test_every_kind_of_evidence_has_words():
+    """A balancer that asks for something is listed with what it asks for."""
+    from polytask.balancing.base import Needs
+    from polytask.catalog import _EVIDENCE
+
+    assert set(_EVIDENCE) == set(Needs)

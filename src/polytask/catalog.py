@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from polytask.balancing.base import Balancer
+from polytask.balancing.base import Balancer, Needs
 from polytask.callback import Callback
 from polytask.data.base import DataSet
 from polytask.models.base import Model
@@ -88,12 +88,20 @@ def _paper(text: str) -> str:
     return link[0].rstrip(".,;:") if link else ""
 
 
+_EVIDENCE = {
+    Needs.LOSSES: "losses",
+    Needs.NORMS: "norms of task gradients",
+    Needs.GRAMIAN: "task gradients",
+    Needs.JACOBIAN: "task gradients",
+    Needs.COTANGENTS: "gradients at the feature boundary",
+    Needs.LOSSES_AFTER: "losses after the step",
+}
+
+
 def _needs(cls: Any) -> str:
     """In words, what the class says about itself: evidence or files."""
     if issubclass(cls, Balancer):
-        flags = {"LOSSES": "losses", "GRAMIAN": "task gradients", "JACOBIAN": "task gradients"}
-        flags["LOSSES_AFTER"] = "losses after the step"
-        return ", ".join(dict.fromkeys(flags.get(flag.name or "", "") for flag in cls.needs))
+        return ", ".join(dict.fromkeys(_EVIDENCE[flag] for flag in cls.needs))
     if issubclass(cls, DataSet) and cls.files:
         return "files"
     return ""

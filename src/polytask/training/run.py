@@ -193,7 +193,8 @@ class Run:
         caches = self._phase_caches()
         begin, before = time.perf_counter(), self._seconds
         for batches in self._batches():
-            self._unseen -= {name for batch in batches for name, count in batch.counts.items() if count}
+            if self._unseen:
+                self._unseen -= {name for batch in batches for name, count in batch.counts.items() if count}
             metered: set[str] = set()  # a second update on the same batches must not count them twice
             for update in schedule.updates(self.epoch, self.step):
                 info = self._step(batches, update, caches, self._meter, metered)
