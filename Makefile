@@ -10,21 +10,21 @@ export OMP_NUM_THREADS ?= 1
 demo: .venv/installed
 	$(BIN)/polytask compare examples/digits.yaml --out runs/digits
 
-test: .venv/installed lint
+test: .venv/dev lint
 	$(BIN)/python -m pytest -n 2 --doctest-modules src tests
 
-lint: .venv/installed
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
 # everything that takes longer than half a minute
-slow: .venv/installed
+slow: .venv/dev
 	$(BIN)/python -m pytest -n 2 -m slow -rA --durations=10 tests
 
 # side-by-side timings; appends to benchmarks/RESULTS.md
-bench: .venv/installed
+bench: .venv/dev
 	cd benchmarks && for file in loop phases balancing import_time; do ../$(BIN)/python $$file.py || exit 1; done
 
 # redraws the pictures of README.md and docs/ from runs/
@@ -35,8 +35,12 @@ docs: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "polytask needs Python 3.11 or newer, found " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch .venv/installed
+
+.venv/dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch .venv/dev
 
 clean:
 	rm -rf .venv runs

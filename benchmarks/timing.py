@@ -40,7 +40,7 @@ def side_by_side(
     candidates: Mapping[str, Callable[[], object]],
     reference: str,
     *,
-    rounds: int = 15,
+    rounds: int = 25,
     targets: Mapping[str, float] | None = None,
 ) -> list[Ratio]:
     """Runs every candidate once per round, after one round that is not counted.

@@ -162,7 +162,11 @@ def test_signal_handlers_and_random_state_are_the_users_own_afterwards(tmp_path:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_second_signal_acts_at_once():
+def test_a_second_signal_acts_at_once(request: pytest.FixtureRequest):
+    # a shell's background jobs ignore SIGINT, and then a second one would do nothing
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     class Twice(pt.Callback):
         def on_update(self, run: Any, info: Any) -> None:
             signal.raise_signal(signal.SIGINT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +33,36 @@ class Splits(NamedTuple):
     test: Split
 
 
+def as_splits(loaded: Any, name: str) -> Splits:
+    """What a data set's `load` returned as `Splits`; plain tuples of the same form are taken too.
+
+    Args:
+        loaded: three parts, each (inputs, {task: targets}).
+        name: the data set's name, for messages.
+
+    Raises:
+        TypeError: it has another form.
+    """
+    if isinstance(loaded, (tuple, list)) and len(loaded) == 3:
+        parts = [p for p in loaded if isinstance(p, (tuple, list)) and len(p) == 2 and isinstance(p[1], Mapping)]
+        if len(parts) == 3:
+            return Splits(*(Split(inputs, dict(targets)) for inputs, targets in parts))
+    found = [type(part).__name__ for part in loaded] if isinstance(loaded, (tuple, list)) else type(loaded).__name__
+    raise TypeError(
+        f"{name}.load() must return train, validation and test parts, each (inputs, {{task: targets}}), found {found}"
+    )
+
+
 class DataSet(ABC):
     """A named problem: tasks and three splits. Nothing is read before `load`.
+
+    >>> import torch, polytask as pt
+    >>> class Halves(DataSet):
+    ...     tasks = (pt.binary("left"),)
+    ...     def load(self):
+    ...         x = torch.rand(90, 2)
+    ...         part = (x, {"left": (x[:, 0] < 0.5).float()})
+    ...         return part, part, part
 
     Attributes:
         tasks: what its targets are.
@@ -45,7 +74,7 @@ class DataSet(ABC):
 
     @abstractmethod
     def load(self) -> Splits:
-        """Reads or makes the splits; the same bits every time.
+        """Reads or makes the splits, `Splits` or plain tuples of that form; the same bits every time.
 
         Raises:
             FileNotFoundError: files are missing; the message says which go where.

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from polytask.data.base import as_splits
 from polytask.errors import in_words, nearest
 from polytask.studies import spec
 from polytask.studies.executors import Job, run_all
@@ -189,7 +190,8 @@ def _check_data(todo: Iterable[Job]) -> None:
     for job in todo:
         if job.config["data"] not in known:
             known.append(job.config["data"])
-            spec.build(job.config).data.load()
+            built = spec.build(job.config)
+            as_splits(built.data.load(), type(built.data).__name__)
 
 
 def _checked_seeds(seeds: Any) -> list[int]:

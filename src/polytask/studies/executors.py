@@ -212,6 +212,8 @@ class _Display:
             self._bar = _bar()
 
     def __enter__(self) -> _Display:
+        if self._log and self._todo:
+            logger.info("%d runs to make", len(self._todo))
         if self._bar is not None:
             self._task = self._bar.add_task("", total=float(len(self._todo)), runs=f"0/{len(self._todo)}")
             self._bar.start()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polytask.callback import Callback, UpdateInfo
 from polytask.data.accept import as_source
-from polytask.data.base import Split, Splits
+from polytask.data.base import Split, Splits, as_splits
 from polytask.errors import nearest
 from polytask.models.base import Model
 from polytask.studies import spec
@@ -94,7 +94,7 @@ def run(
     with _threads(resolved["threads"]):
         keeper = _Keeper(record, Progress() if progress else None)
         built = spec.build(resolved, target, [keeper])
-        splits = built.data.load()  # first: without its files nothing must be written
+        splits = _splits(built)  # first: without its files nothing must be written
         probe(target)
         with lock(target, wait):
             if overwrite and different(target, resolved):
@@ -105,6 +105,10 @@ def run(
             write_text(target / "config.yaml", spec.dump(resolved))
             _guarded(built, splits, record)
     return record
+
+
+def _splits(built: spec.Built) -> Splits:
+    return as_splits(built.data.load(), type(built.data).__name__)
 
 
 def finished(folder: Path) -> bool:
@@ -125,7 +129,7 @@ def check_same(folder: Path, resolved: Mapping[str, Any]) -> None:
         listed = "; ".join(found[:3]) + " and more" * (len(found) > 3)
         raise ValueError(
             f"{folder} must hold no run of another configuration, found one that differs in {listed}: "
-            "choose another output folder, or overwrite this one"
+            "choose another output folder (--out), or overwrite this one (--overwrite)"
         )
 
 
@@ -160,7 +164,8 @@ def load(folder: str | Path, *, model: Model | None = None, tasks: Sequence[Task
     """
     target = Path(folder)
     if not (target / "weights.safetensors").is_file():
-        raise FileNotFoundError(f"a folder to load must hold weights.safetensors, found none in {target}")
+        hint = ": the run has not finished, the command that began it goes on" * (target / "run.json").is_file()
+        raise FileNotFoundError(f"a folder to load must hold weights.safetensors, found none in {target}{hint}")
     if model is not None or tasks is not None:
         if model is None or tasks is None:
             raise ValueError("`model` and `tasks` must be given together, found one of them")
@@ -186,11 +191,16 @@ def evaluate_run(folder: str, split: str = "test") -> dict[str, float]:
     config = _stored(Path(folder))
     with _threads(config["threads"]):
         built = spec.build(config)
-        return _filled(built.trainer, Path(folder)).evaluate(getattr(built.data.load(), split))
+        return _filled(built.trainer, Path(folder)).evaluate(getattr(_splits(built), split))
 
 
 def _stored(folder: Path) -> spec.Config:
     path = folder / "config.yaml"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"a run folder must exist, found none at {folder}")
+    if (folder / "study.json").is_file():
+        runs = sorted(str(found.parent.relative_to(folder)) for found in folder.rglob("run.json"))
+        raise FileNotFoundError(f"{folder} must be the folder of one run, found a comparison's: name one of {runs[:3]}")
     if not path.is_file():
         raise FileNotFoundError(
             f"a run folder must hold config.yaml, found none in {folder} (polytask.load can be given a model and "
@@ -235,6 +245,13 @@ class _Keeper(Callback):
         self._record = record
         self._display = display
         self._saved = self._written = time.monotonic()
+        self.cached: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cached": sorted(self.cached)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.cached = set(state["cached"])
 
     def on_fit_start(self, run: Run) -> None:
         self._saved = self._written = time.monotonic()
@@ -246,6 +263,8 @@ class _Keeper(Callback):
             self._display.on_update(run, info)
 
     def on_epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
+        if run.caching:
+            self.cached.add(row["phase"])
         if self._display is not None:
             self._display.on_epoch_end(run, row)
 
@@ -296,7 +315,8 @@ def _carry_out(built: spec.Built, splits: Splits, record: RunRecord) -> None:
     history = trainer.fit(splits.train, splits.validation, epochs=built.epochs, resume=_checkpoint(folder))
     record.epochs = len(history)
     record.selected_epoch = _selected(trainer.callbacks, len(history))
-    _time(record, history)
+    keepers = (callback.cached for callback in trainer.callbacks if isinstance(callback, _Keeper))
+    _time(record, history, set().union(*keepers))
     trainer.save(folder)
     record.metrics = {
         "validation": trainer.evaluate(splits.validation),
@@ -332,10 +352,11 @@ def _selected(callbacks: Sequence[Callback], last: int) -> int:
     return next((epoch for epoch in reversed(told) if epoch is not None), last)
 
 
-def _time(record: RunRecord, history: History) -> None:
+def _time(record: RunRecord, history: History, cached: set[str]) -> None:
     by_phase: dict[str, list[float]] = {}
     for row in history:
-        by_phase.setdefault(row["phase"], []).append(row["seconds"])
+        phase = f"{row['phase']} (cached)" if row["phase"] in cached else row["phase"]
+        by_phase.setdefault(phase, []).append(row["seconds"])
     record.seconds = sum(history.column("seconds"))
     record.seconds_per_epoch = {phase: statistics.median(times) for phase, times in by_phase.items()}
 

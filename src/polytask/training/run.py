@@ -55,6 +55,7 @@ class Run:
         history: rows so far.
         optimizers: to look at or change learning rates.
         stopped: why training ends early, "" if it does not.
+        caching: whether this epoch works on cached features.
     """
 
     def __init__(self, trainer: Trainer, train: Source, validation: Source | None, epochs: int) -> None:
@@ -67,6 +68,7 @@ class Run:
         self.step = 0
         self.step_in_epoch = 0
         self.stopped = ""
+        self.caching = False
         self.history = History()
         self.callbacks: Sequence[Callback] = ()
         self.signal_number = 0
@@ -191,6 +193,7 @@ class Run:
     def _train_epoch(self, watchers: Sequence[Callback]) -> None:
         schedule = self.trainer.schedule
         caches = self._phase_caches()
+        self.caching = caches is not None
         begin, before = time.perf_counter(), self._seconds
         for batches in self._batches():
             if self._unseen:

@@ -228,7 +228,8 @@ class Trainer:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes ``weights.safetensors``, ``tasks.json`` and ``history.csv`` into `folder`.
 
-        Each file is written under a temporary name and renamed. `polytask.load` reads them back.
+        Each file is written under a temporary name and renamed. ``polytask.load(folder, model=..., tasks=...)``
+        reads them back.
         """
         from safetensors.torch import save
 

@@ -34,13 +34,20 @@ class Progress(Callback):
         if not sys.stderr.isatty():
             return
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Display
+        from rich.table import Column
 
+        # what stands first is never squeezed; the figures take what is left of the line
+        figures = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self._live = Display(
-            TextColumn("[bold]epoch"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"),
-            console=Console(stderr=True), auto_refresh=False, transient=False,
+            TextColumn("epoch", table_column=Column(no_wrap=True, min_width=5)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(run.epochs)) + 1)),
+            BarColumn(bar_width=12, table_column=Column(min_width=12)),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
+            TextColumn("left", table_column=Column(no_wrap=True, min_width=4)),
+            TextColumn("{task.description}", table_column=figures),
+            console=Console(stderr=True), auto_refresh=False, transient=False, expand=True,
         )  # fmt: skip
         self._bar = self._live.add_task("", total=run.epochs)
         self._live.start()
@@ -74,8 +81,9 @@ class Progress(Callback):
 
     def on_fit_end(self, run: Run) -> None:
         if self._live is not None:
-            reason = f"stopped: {run.stopped}" if run.stopped else "done"
-            self._draw(run.epoch, f"{reason}  {self._figures}")
+            self._draw(run.epoch, f"done  {self._figures}")
+            if run.stopped:
+                self._live.console.print(f"stopped after {run.epoch} epochs: {run.stopped}")
 
     def on_close(self, run: Run) -> None:
         if self._live is not None:
