@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/polytask compare examples/digits.yaml --out runs/digits
 
 test: .venv/dev lint
-	$(BIN)/python -m pytest -n 2 --doctest-modules src tests
+	$(BIN)/python -m pytest -n 2 -rs --doctest-modules src tests
 
 lint: .venv/dev
 	$(BIN)/ruff check .

@@ -21,6 +21,16 @@ MODES = ("exact", "features", "low_memory")
 Gradients = Sequence[Tensor | None]
 
 
+_EMPTY = torch.empty(0)
+
+
+@functools.cache
+def _flags(needs: Needs) -> tuple[bool, bool, bool, bool]:
+    """Whether losses, norms, a second look, and nothing at all of a step are needed; flags are slow to compare."""
+    seen = Needs.LOSSES | Needs.NORMS | Needs.GRAMIAN | Needs.JACOBIAN | Needs.COTANGENTS
+    return Needs.LOSSES in needs, Needs.NORMS in needs, Needs.LOSSES_AFTER in needs, not needs & seen
+
+
 class Backward:
     """The backward passes of one update, over one or several batches.
 
@@ -58,7 +68,8 @@ class Backward:
         batches: int = 1,
         factor: Tensor | None = None,
     ) -> None:
-        one_of("gradients", mode, MODES)
+        if mode not in MODES:
+            one_of("gradients", mode, MODES)
         self._balancer = balancer
         self._shared = shared
         self._specific = specific
@@ -66,14 +77,13 @@ class Backward:
         self._factor = factor
         self._aggregates = isinstance(balancer, Aggregator) and len(shared) > 0
         self._rests = isinstance(balancer, Aggregator) and not self._aggregates
-        sees = Needs.NORMS | Needs.GRAMIAN | Needs.JACOBIAN | Needs.COTANGENTS
-        self._blind = self._aggregates and not balancer.needs & (sees | Needs.LOSSES)
-        look = Needs.LOSSES in balancer.needs
-        norms = Needs.NORMS in balancer.needs and len(shared) > 0
-        self._direct = not self._aggregates and not norms and (self._rests or batches == 1 or not look)
+        self._losses, norms, self._again, blind = _flags(balancer.needs)
+        self._blind = self._aggregates and blind
+        norms = norms and len(shared) > 0
+        self._direct = not self._aggregates and not norms and (self._rests or batches == 1 or not self._losses)
         self._values: dict[str, Tensor] = {}
         self._rows: dict[str, int] = {}
-        self._jacobian = torch.empty(0)
+        self._jacobian = _EMPTY
         self._own: dict[str, dict[int, Tensor]] = {}  # by position in `specific`, which may grow
         self._kept: list[tuple[list[str], Sequence[Tensor], Sequence[float], list[Tensor]]] = []
         self._weights: dict[str, Any] = {}
@@ -81,7 +91,7 @@ class Backward:
     @property
     def looks_again(self) -> bool:
         """Whether the balancer wants the losses after the step as well."""
-        return Needs.LOSSES_AFTER in self._balancer.needs and not self._rests
+        return self._again and not self._rests
 
     def add(
         self, names: Sequence[str], totals: Sequence[Tensor], scales: Sequence[float], features: Sequence[Tensor] = ()
@@ -95,7 +105,7 @@ class Backward:
             features: the tensors at the model's boundary, where there is one; needed by the mode
                 ``features`` and by balancers that work there.
         """
-        if Needs.LOSSES in self._balancer.needs and not self._rests:
+        if self._losses and not self._rests:
             for name, total, scale in zip(names, totals, scales, strict=True):
                 value = total.detach() * scale
                 self._values[name] = self._values[name] + value if name in self._values else value
@@ -139,7 +149,7 @@ class Backward:
         self._weights.update(zip(names, weights, strict=True))
 
     def _evidence(self, names: Sequence[str]) -> Evidence:
-        looks = Needs.LOSSES in self._balancer.needs
+        looks = self._losses
         return Evidence(names, [self._values[name] for name in names] if looks else None)
 
     # One gradient of the shared block per objective

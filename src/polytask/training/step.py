@@ -101,6 +101,9 @@ class Step:
             if movable:
                 scales = [self._weight(name) / counts[name] for name in movable]
                 work.add(list(movable), list(movable.values()), scales, features)
+            if len(batches) == 1:
+                sums = movable
+                break
             for name, total in movable.items():
                 sums[name] = sums[name] + total.detach() if name in sums else total.detach()
         metered.update(names, sums)
