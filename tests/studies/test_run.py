@@ -220,3 +220,22 @@ def test_folder_names_are_safe_and_different():
     assert len({folder.lower() for folder in folders.values()}) == len(names)
     assert all(set(folder) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
                and folder.strip(".") for folder in folders.values())  # fmt: skip
+
+
+@pytest.mark.parametrize(("cache", "phase"), [(None, "specific (cached)"), (False, "specific")])
+def test_seconds_of_a_phase_stand_where_its_costs_do(config, tmp_path, cache, phase):
+    schedule = {"class_path": "AlternateEpochs", "init_args": {"shared": 1, "specific": 1}}
+    config["trainer"] |= {"schedule": schedule, "cache_features": cache}
+    record = run(config, tmp_path / "run")
+    assert set(record.seconds_per_epoch) == {"shared", phase}
+    assert set(record.seconds_per_epoch) <= set(record.cost["phases"])
+
+
+def test_a_folder_that_is_no_run_is_told_apart(tmp_path):
+    with pytest.raises(FileNotFoundError, match="a run folder must exist, found none"):
+        evaluate_run(str(tmp_path / "nowhere"))
+    (tmp_path / "study.json").write_text("{}")
+    (tmp_path / "joint" / "seed-0").mkdir(parents=True)
+    (tmp_path / "joint" / "seed-0" / "run.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"found a comparison's: name one of \['joint/seed-0'\]"):
+        evaluate_run(str(tmp_path))
