@@ -41,9 +41,11 @@ class Batch:
         rows: indices of the examples within their source (N,), or None where the inputs differ from visit
             to visit (augmented or streaming), which rules out caching.
         weights: {task: one factor per example} for the tasks that have sample weights.
+        everywhere: `counts` over the parts of all ranks, where the source knows them; None where each rank
+            knows its own part only, and with one process.
     """
 
-    __slots__ = ("_inputs", "_load", "counts", "rows", "size", "source", "targets", "weights")
+    __slots__ = ("_inputs", "_load", "counts", "everywhere", "rows", "size", "source", "targets", "weights")
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Batch:
         rows: Tensor | None = None,
         weights: dict[str, Tensor] | None = None,
         load: Callable[[], Any] | None = None,
+        everywhere: dict[str, int] | None = None,
     ) -> None:
         self._inputs = inputs
         self._load = load
@@ -64,6 +67,7 @@ class Batch:
         self.source = source
         self.rows = rows
         self.weights = weights or {}
+        self.everywhere = everywhere
 
     @property
     def inputs(self) -> Any:
@@ -81,4 +85,5 @@ class Batch:
         return Batch(
             map_inputs(move, self.inputs), {k: move(v) for k, v in self.targets.items()}, self.counts,
             self.size, self.source, self.rows, {k: move(v) for k, v in self.weights.items()},
+            everywhere=self.everywhere,
         )  # fmt: skip
