@@ -89,6 +89,8 @@ class Balancer(nn.Module, ABC):
     """
 
     needs: Needs = Needs.LOSSES
+    keeps: str = ""
+    """What it learns or remembers from step to step, in words, for listings; all of it is in the checkpoint."""
 
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         """Told once, before training, of all objectives.

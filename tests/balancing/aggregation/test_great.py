@@ -165,3 +165,17 @@ def test_refusals():
         other = GREAT()
         other.setup(["a", "b", "c"])
         other.load_state_dict(balancer.state_dict())
+
+
+def test_an_example_that_both_tasks_have_learned_breaks_nothing():
+    """The gradient of such an example is tiny, not zero: its length squared is 0 in float32."""
+    balancer, plain = _built(), _built()
+    for step in range(5):
+        evidence, same_without = _evidence(step), _evidence(step)
+        faded = evidence.cotangents.reshape(2, BATCH, WIDTH).clone()
+        faded[:, 0] *= 1e-20
+        evidence.cotangents = faded.reshape(2, -1)
+        found, expected = balancer.combine(evidence), plain.combine(same_without)
+        assert torch.isfinite(found).all()
+        # what is learned looks at directions alone, so length changes nothing but that example's own gradient
+        torch.testing.assert_close(found.reshape(BATCH, -1)[1:], expected.reshape(BATCH, -1)[1:], rtol=1e-4, atol=1e-5)

@@ -42,6 +42,8 @@ class GradDrop(JacobianAggregator):
     tensor([-4.,  2.,  2.])
     """
 
+    keeps = "a random stream"
+
     def __init__(self, leak: float | Mapping[str, float] | Sequence[float] = 0.0, seed: int = 0) -> None:
         super().__init__()
         in_range("leak", [leak] if isinstance(leak, (int, float)) else leak, 0, 1)

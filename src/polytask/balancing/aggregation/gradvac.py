@@ -40,6 +40,8 @@ class GradVac(Aggregator):
     tensor([0.5848, 3.8012, 3.8012])
     """
 
+    keeps = "the usual cosine of each pair of tasks, and a random stream"
+
     def __init__(self, beta: float = 0.01, seed: int = 0) -> None:
         super().__init__()
         if not 0 <= beta <= 1:

@@ -53,6 +53,8 @@ class GREAT(CotangentAggregator):
     tensor([1., 3., 2., 4.])
     """
 
+    keeps = "a learned discriminator, and a learned alignment layer per task"
+
     def __init__(self, lr: float = 0.01, alignment_lr: float = 0.003, hidden: int = 64, seed: int = 0) -> None:
         super().__init__()
         at_least("lr", lr, 0)
@@ -145,7 +147,8 @@ def _logits(aligned: Tensor, layer: Sequence[Tensor], rows: Tensor) -> tuple[Ten
     """(K, B, K) the discriminator's logits, and (K, B) 1 where there is a gradient to guess, 0 where not."""
     lengths = torch.linalg.vector_norm(aligned.detach(), dim=2, keepdim=True)  # (K, B, 1)
     seen = (lengths > 0).to(aligned)
-    safe = aligned + (1 - seen)  # the length's gradient is NaN at 0
-    inputs = aligned * (math.sqrt(aligned.shape[2]) / torch.linalg.vector_norm(safe, dim=2, keepdim=True))
+    scaled = aligned / (lengths + (1 - seen))  # tiny lengths would square to 0 in the backward pass
+    safe = scaled + (1 - seen)  # the length's gradient is NaN at 0
+    inputs = scaled * (math.sqrt(aligned.shape[2]) / torch.linalg.vector_norm(safe, dim=2, keepdim=True))
     hidden = F.leaky_relu(F.linear(inputs, *layer), 0.2)
     return F.linear(hidden, rows[:, :-1], rows[:, -1]), seen.squeeze(2)

@@ -41,6 +41,8 @@ class NashMTL(Aggregator):
     tensor([0.0542, 0.7061, 0.7061])
     """
 
+    keeps = "the last weights, where update_every is above 1"
+
     def __init__(self, update_every: int = 1, max_norm: float | None = 1.0) -> None:
         super().__init__()
         whole("update_every", update_every, 1)

@@ -42,6 +42,8 @@ class TorchJD(JacobianAggregator):
     tensor([0.2929, 1.9004, 1.9004])
     """
 
+    keeps = "a scalarizer's learned parameters"
+
     def __new__(cls, aggregator: Any = None, lr: float = 0.025) -> Any:
         if aggregator is None:  # a copy is being made
             return super().__new__(cls)
@@ -51,6 +53,7 @@ class TorchJD(JacobianAggregator):
         return _Scalarizer(aggregator, lr) if kind == "scalarizer" else super().__new__(cls)
 
     def __init__(self, aggregator: Any, lr: float = 0.025) -> None:
+        _kind(aggregator)  # None passes `__new__`, for the sake of copies
         super().__init__()
         self.aggregator = aggregator
 

@@ -38,6 +38,7 @@ class DynamicWeightAverage(Scalarizer):
     """
 
     needs = Needs.NOTHING
+    keeps = "each task's losses of the last two epochs"
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()

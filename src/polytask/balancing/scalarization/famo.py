@@ -50,6 +50,7 @@ class FAMO(Scalarizer):
     """
 
     needs = Needs.LOSSES | Needs.LOSSES_AFTER
+    keeps = "a learned logit per task"
 
     def __init__(
         self,

@@ -32,6 +32,8 @@ class GeometricMean(Scalarizer):
     tensor([1.0000, 0.2500])
     """
 
+    keeps = "which losses were checked"
+
     def __init__(self) -> None:
         super().__init__()
         self._look = FirstLook("GeometricMean", "0")

@@ -48,6 +48,7 @@ class GradNorm(Scalarizer):
     """
 
     needs = Needs.LOSSES | Needs.NORMS
+    keeps = "a learned weight per task, and first losses"
 
     def __init__(self, alpha: float = 1.5, lr: float = 0.025) -> None:
         super().__init__()

@@ -41,6 +41,8 @@ class IMTLL(Scalarizer):
     (tensor([1., 1.]), tensor([0.9048, 1.1052]))
     """
 
+    keeps = "a learned log scale per task"
+
     def __init__(self, lr: float = 0.025) -> None:
         super().__init__()
         at_least("lr", lr, 0)

@@ -39,6 +39,7 @@ class Random(Scalarizer):
     """
 
     needs = Needs.NOTHING
+    keeps = "a random stream"
 
     def __init__(self, distribution: str = "normal", concentration: float = 1.0, seed: int = 0) -> None:
         super().__init__()
