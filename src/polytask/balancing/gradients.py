@@ -83,10 +83,13 @@ class Backward:
         self._direct = not self._aggregates and not norms and (self._rests or batches == 1 or not self._losses)
         self._values: dict[str, Tensor] = {}
         self._rows: dict[str, int] = {}
+        self._missed: set[int] | None = None  # positions in `shared` that no objective has reached
         self._jacobian = _EMPTY
         self._own: dict[str, dict[int, Tensor]] = {}  # by position in `specific`, which may grow
         self._kept: list[tuple[list[str], Sequence[Tensor], Sequence[float], list[Tensor]]] = []
         self._weights: dict[str, Any] = {}
+        self._batches = batches
+        self._answers: dict[str, Any] = {}
 
     @property
     def looks_again(self) -> bool:
@@ -133,15 +136,25 @@ class Backward:
     def _weigh(self, names: Sequence[str], totals: Sequence[Tensor], scales: Sequence[float]) -> None:
         if self._rests:
             weights: Any = [1.0] * len(names)
-        else:
+        elif self._losses or self._batches == 1:
             weights = self._balancer.combine(self._evidence(names))
+        else:
+            weights = self._answer_once(names)
         starts = [self._start(t, w, s) for t, w, s in zip(totals, weights, scales, strict=True)]
         torch.autograd.backward(tuple(totals), tuple(starts))
         self._weights.update(zip(names, weights, strict=True))
 
+    def _answer_once(self, names: Sequence[str]) -> list[Any]:
+        """One answer for all batches of the update, whichever objectives the first one has."""
+        every = dict.fromkeys((*self._balancer.objectives, *names))
+        asked = [name for name in every if name not in self._answers]
+        if not set(names) <= self._answers.keys():
+            self._answers.update(zip(asked, self._balancer.combine(self._evidence(asked)), strict=True))
+        return [self._answers[name] for name in names]
+
     def _weigh_shared(self, names: Sequence[str], totals: Sequence[Tensor], scales: Sequence[float]) -> None:
         """Two backward passes, for an aggregator whose weights depend on no gradient."""
-        weights = torch.as_tensor(self._balancer.combine(self._evidence(names))).unbind()
+        weights: Any = self._balancer.combine(self._evidence(names))
         starts = [self._start(t, w, s) for t, w, s in zip(totals, weights, scales, strict=True)]
         inputs = tuple(self._shared)
         _accumulate(self._shared, torch.autograd.grad(totals, inputs, starts, retain_graph=True, allow_unused=True))
@@ -160,8 +173,10 @@ class Backward:
             gradients = torch.autograd.grad(
                 total, inputs, self._start(total, 1.0, scale), retain_graph=index < len(totals) - 1, allow_unused=True
             )
-            if any(gradient is not None for gradient in gradients[:cut]):
+            missed = {position for position, gradient in enumerate(gradients[:cut]) if gradient is None}
+            if len(missed) < cut:
                 self._put(name, gradients[:cut], len(names))
+                self._missed = missed if self._missed is None else self._missed & missed
             own = self._own.setdefault(name, {})
             for position, gradient in enumerate(gradients[cut:]):
                 if gradient is not None:
@@ -187,7 +202,10 @@ class Backward:
             evidence = self._evidence(list(self._rows))
             evidence.jacobian = self._jacobian[: len(self._rows)]
             gradient = self._combine(evidence, evidence.jacobian, weights)
-            _accumulate(self._shared, _unflatten(gradient, self._shared))
+            parts: list[Tensor | None] = [*_unflatten(gradient, self._shared)]
+            for position in self._missed or ():
+                parts[position] = None  # as after `backward`: an optimizer leaves it alone
+            _accumulate(self._shared, parts)
         for name, own in self._own.items():
             parameters = [self._specific[position] for position in own]
             scaled = own.values() if self._aggregates else [gradient * weights[name] for gradient in own.values()]
@@ -262,7 +280,10 @@ class Backward:
         if reached:
             evidence = self._evidence([names[i] for i in reached])
             evidence.gram = gram if len(reached) == len(names) else gram[reached][:, reached]
-            combined = torch.as_tensor(self._balancer.combine(evidence)).to(gram)
+            if self._factor is not None and not torch.isfinite(gram).all():
+                combined = gram.new_full((len(reached),), torch.nan)
+            else:
+                combined = torch.as_tensor(self._balancer.combine(evidence)).to(gram)
             weights.update(zip(evidence.names, combined.unbind(), strict=True))
             _accumulate(self._shared, self._pull(weights, self._shared))
         self._fill_specific()
@@ -358,8 +379,8 @@ def _accumulate(parameters: Sequence[Parameter], gradients: Iterable[Tensor | No
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
-# the objectives that `balance` has told each balancer of; the trainer tells its own
-_SET_UP: WeakKeyDictionary[Balancer, list[str]] = WeakKeyDictionary()
+# the objectives whose losses were looked at once, where looking waits for the device
+_SEEN: WeakKeyDictionary[Balancer, set[str]] = WeakKeyDictionary()
 
 
 class Accumulator:
@@ -439,7 +460,8 @@ class Accumulator:
         work, names = self._work, self._names
         self._start_over()
         weights = work.finish()
-        return torch.stack([torch.as_tensor(weights[name]).detach().float() for name in names])
+        device = next((w.device for w in weights.values() if isinstance(w, Tensor)), torch.device("cpu"))
+        return torch.stack([_number(weights[name], device) for name in names])
 
     def _start_over(self) -> None:
         self._work: Backward | None = None
@@ -464,8 +486,10 @@ class Accumulator:
     def _check(self, losses: Mapping[str, Tensor], boundary: Sequence[Tensor]) -> None:
         device = self._shared[0].device
         _check_losses(losses, device)
-        if device.type == "cpu" or self._new(losses):
+        seen = _SEEN.setdefault(self._balancer, set())
+        if device.type == "cpu" or not seen.issuperset(losses):
             _check_finite(losses)
+            seen.update(losses)
         at_features = self._mode == "features" or isinstance(self._balancer, CotangentAggregator)
         if not at_features:
             return
@@ -482,14 +506,12 @@ class Accumulator:
             return None
         return self._scaler.scale(torch.ones((), device=self._shared[0].device))
 
-    def _new(self, names: Iterable[str]) -> bool:
-        return not set(names) <= set(_SET_UP.get(self._balancer, ()))
-
     def _set_up(self, names: list[str]) -> None:
-        if self._new(names):  # told of all it has met: a loss may be absent from a step without starting anew
-            known = _SET_UP.setdefault(self._balancer, [])
-            known += [name for name in names if name not in known]
-            self._balancer.setup(known)
+        known = self._balancer.objectives
+        if not set(names) <= set(known):  # told of all it has met: a loss may be absent without starting anew
+            every = (*known, *(name for name in names if name not in known))
+            self._balancer.setup(every)
+            self._balancer.objectives = every  # a balancer of the user's may not note them itself
 
 
 def balance(
@@ -540,6 +562,11 @@ def balance(
     work = Accumulator(shared=shared, balancer=balancer, gradients=gradients, scaler=scaler)
     work._add(losses, features, batches=1)
     return work.finish()
+
+
+def _number(value: float | Tensor, device: torch.device) -> Tensor:
+    """A weight as a scalar on the device, without a copy to it."""
+    return value.detach().float() if isinstance(value, Tensor) else torch.full((), float(value), device=device)
 
 
 def _check_balancer(balancer: Any) -> None:

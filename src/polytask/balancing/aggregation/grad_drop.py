@@ -54,10 +54,10 @@ class GradDrop(JacobianAggregator):
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         if not isinstance(self.leak, (int, float)):
             self._leaks = Constants(by_name("leak", self.leak, names, 0.0), 0.0)
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
-        jacobian = evidence.jacobian
-        assert jacobian is not None
+        jacobian = evidence.rows
         positive, negative = jacobian.clamp(min=0), jacobian.clamp(max=0)  # (K, P)
         above, below = positive.sum(0), negative.sum(0)  # (P,)
         plus = above > self._draw(jacobian) * (above - below)  # 𝒫 > u, without the division
