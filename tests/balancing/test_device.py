@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import polytask as pt
-from polytask.balancing import Evidence, Needs, gradients, solvers
+from polytask.balancing import Evidence, Needs, loop, solvers
 from polytask.balancing.aggregation.orders import Orders
 from polytask.balancing.keyed import FirstLook, Learned
 from polytask.catalog import Entry, catalog
@@ -46,7 +46,7 @@ class Watch(TorchDispatchMode):
 @pytest.fixture
 def no_numbers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a first call does, or what `meta` cannot, is taken as done."""
-    monkeypatch.setattr(gradients, "_check_finite", lambda losses: None)
+    monkeypatch.setattr(loop, "_check_finite", lambda losses: None)
     monkeypatch.setattr(FirstLook, "__call__", lambda self, names, losses: None)
     adam = torch.optim.Adam
     monkeypatch.setattr(torch.optim, "Adam", lambda *given, fused, **options: adam(*given, foreach=False, **options))

@@ -83,14 +83,21 @@ class Evidence:
         return self.gramian.diagonal().clamp(min=0).sqrt()
 
 
+_STRIP = 12  # rows of a piece's product: fewer are slower, more leave more above the diagonal
+
+
 def _products(jacobian: Tensor) -> Tensor:
-    """J Jᵀ; on a CPU by pieces that stay in its cache, which is twice as fast for some ten rows."""
-    if jacobian.device.type != "cpu" or jacobian.shape[0] < 4:
+    """J Jᵀ; on a CPU its lower half by pieces of a MiB, which stay in the cache: up to twice as fast for many rows."""
+    size = len(jacobian)
+    if jacobian.device.type != "cpu" or not 6 <= size <= 48 or jacobian.numel() < 2**18:
         return jacobian @ jacobian.T
-    gram = jacobian.new_zeros(len(jacobian), len(jacobian))
-    for piece in jacobian.split(16384, dim=1):
-        gram.addmm_(piece, piece.T)
-    return gram
+    half = jacobian.new_zeros(size, size)
+    strips = [(half[end - _STRIP : end, :end], end) for end in range(_STRIP, size + _STRIP, _STRIP)]
+    width = 2**20 // (size * jacobian.element_size()) // 256 * 256  # rows that stay aligned
+    for piece in jacobian.split(width, dim=1):
+        for strip, end in strips:
+            strip.addmm_(piece[end - _STRIP : end], piece[:end].T)
+    return half.tril() + half.tril(-1).T
 
 
 class Balancer(nn.Module, ABC):
