@@ -9,7 +9,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -41,6 +41,8 @@ COSTS_HELP = (
 DEBUG = "POLYTASK_DEBUG"
 ERROR = 2
 SOME_FAILED = 1
+TOGETHER = ("train", "evaluate")
+"""Commands that several processes, launched by torchrun, may carry out together."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         every detail, an error's traceback among them.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with _session():
+    from polytask.training.launch import rank_by_environment
+
+    with _session(speaks=rank_by_environment() == 0):
         return _guarded(words)
 
 
@@ -86,7 +90,15 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise ValueError(f"unknown command `{name}`: {nearest(name, COMMANDS)}")
+    _check_processes(name)
     return COMMANDS[name](words[1:])
+
+
+def _check_processes(name: str) -> None:
+    from polytask.training.launch import processes
+
+    if name not in TOGETHER and processes() > 1:
+        raise ValueError(f"`polytask {name}` must be run by one process, found {processes()} of them launched")
 
 
 def _train(words: list[str]) -> int:
@@ -385,7 +397,11 @@ def _wrapped(text: str, start: str) -> str:
 
 
 def _refuse(message: str) -> int:
-    print(f"polytask: error: {' '.join(message.split())}", file=sys.stderr)
+    from polytask.training.launch import first_error
+
+    told, mine = first_error(" ".join(message.split()))
+    if mine:
+        print(f"polytask: error: {told}", file=sys.stderr)
     return ERROR
 
 
@@ -393,7 +409,10 @@ def _interrupted(interrupt: KeyboardInterrupt) -> int:
     # Python callers are told about `resume=`; here the same command does it
     what = str(interrupt).split(";")[0]
     what = f"{what}; the same command goes on from there" if what else "interrupted"
-    print(f"polytask: {what}", file=sys.stderr)
+    from polytask.training.launch import rank_by_environment
+
+    if rank_by_environment() == 0:
+        print(f"polytask: {what}", file=sys.stderr)
     return 128 + getattr(interrupt, "signal_number", signal.SIGINT)
 
 
@@ -405,17 +424,27 @@ class _ToStderr(logging.Handler):
 
 
 @contextmanager
-def _session() -> Iterator[None]:
-    """The package's log on standard error, and the working folder's modules importable; undone at the end."""
-    logger, handler = logging.getLogger("polytask"), _ToStderr()
+def _session(speaks: bool) -> Iterator[None]:
+    """The package's log on standard error, and the working folder's modules importable; undone at the end.
+
+    Args:
+        speaks: whether this process is the one of several that prints results and logs.
+    """
+    logger = logging.getLogger("polytask")
     level, here = logger.level, str(Path.cwd())
+    debug = os.environ.get(DEBUG, "0") not in ("", "0")
+    handler = _ToStderr() if speaks or debug else logging.NullHandler()
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO if os.environ.get(DEBUG, "0") in ("", "0") else logging.DEBUG)
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
     added = here not in sys.path
     if added:
         sys.path.insert(0, here)
     try:
-        yield
+        if speaks:
+            yield
+        else:
+            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+                yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

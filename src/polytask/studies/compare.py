@@ -240,6 +240,12 @@ def _method(name: str, base: spec.Config, change: Any, overrides: spec.Overrides
             raise ValueError(f"it must be a mapping of what it changes, found {change!r}")
         resolved = spec.resolve(spec.merge(base, change or {}), overrides)
         check_kept(name, resolved)
+        devices, nodes = resolved["trainer"]["devices"], resolved["trainer"]["nodes"]
+        if devices not in (None, 1) or nodes != 1:
+            raise ValueError(
+                f"a run of a comparison must have one device, found `devices` = {devices} and `nodes` = {nodes}: a "
+                "comparison spreads its runs over processes instead (`jobs`)"
+            )
         spec.build(resolved)  # what its classes refuse is told before anything is written
     except Exception as error:  # a user's own class may raise anything
         kind = TypeError if isinstance(error, TypeError) else ValueError

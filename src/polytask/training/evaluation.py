@@ -11,6 +11,7 @@ import torch
 from polytask.batch import map_inputs, tensors_of
 from polytask.data.source import Source
 from polytask.models.base import Model
+from polytask.ranks import Ranks
 from polytask.task import Prediction, Task
 from polytask.training.features import FeatureCache
 from polytask.training.meter import Meter
@@ -27,6 +28,7 @@ def evaluate(
     autocast: Autocast,
     meter: Meter | None = None,
     cache: FeatureCache | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Figures of the whole source: ``loss``, ``<task>/loss``, ``<task>/<metric>``.
 
@@ -40,12 +42,16 @@ def evaluate(
         autocast: makes the context of the forward pass.
         meter: an emptied meter to reuse.
         cache: the source's features, if they are known.
+        ranks: the processes that share the work, each of which calls this; None for this one alone. A meter
+            that is given must have the same.
     """
-    meter = meter or Meter(tasks)
+    meter = meter or Meter(tasks, ranks=ranks)
+    sharing = None if ranks is None or ranks.alone or source.divided else ranks
     meter.reset()
     start = 0
-    for batch in source.in_order(chunk):
-        names = [name for name in tasks if batch.counts.get(name)]
+    for number, batch in enumerate(source.in_order(chunk)):
+        mine = sharing is None or number % sharing.count == sharing.index
+        names = [name for name in tasks if mine and batch.counts.get(name)]
         with autocast():
             if cache is not None:
                 features = cache.part(start, start + batch.size)

@@ -75,6 +75,7 @@ class GREAT(CotangentAggregator):
 
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         self._objectives |= set(names)
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         names, gradients = evidence.names, self._examples(evidence)
@@ -92,7 +93,8 @@ class GREAT(CotangentAggregator):
 
     def _examples(self, evidence: Evidence) -> Tensor:
         cotangents = evidence.cotangents
-        assert cotangents is not None
+        if cotangents is None:
+            raise ValueError("GREAT must be given `cotangents`, the gradients at the shared features, found none")
         return cotangents.reshape(len(cotangents), evidence.examples, -1)  # (K, B, F)
 
     def _learned(self, names: Sequence[str], gradients: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:

@@ -59,7 +59,7 @@ class TorchJD(JacobianAggregator):
 
     def combine(self, evidence: Evidence) -> Tensor:
         with torch.no_grad():
-            return self.aggregator(evidence.jacobian)
+            return self.aggregator(evidence.rows)
 
     def describe(self) -> dict[str, Any]:
         return _describe(self.aggregator)

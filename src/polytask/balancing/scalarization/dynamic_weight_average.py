@@ -51,6 +51,7 @@ class DynamicWeightAverage(Scalarizer):
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         for name in names:
             self._losses.setdefault(name, [])
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> list[float]:
         return [self._weights.get(name, 1.0) for name in evidence.names]

@@ -63,6 +63,7 @@ class GradNorm(Scalarizer):
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         for name in names:
             self._weights.add(name, torch.tensor(1.0))
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         names, losses = evidence.names, evidence.losses

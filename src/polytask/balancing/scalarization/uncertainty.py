@@ -58,6 +58,7 @@ class Uncertainty(Scalarizer):
         known("classification", self.classification, names)
         for name in names:
             self._log_variances.add(name, torch.tensor(float(self.initial)))
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         names, losses = evidence.names, evidence.losses
