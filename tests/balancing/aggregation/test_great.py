@@ -150,6 +150,21 @@ def test_it_resumes_to_the_bit_and_draws_nothing_from_outside():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("power", [-100, -70, 70, 100])
+def test_what_is_learned_does_not_depend_on_lengths(power: int):
+    """Directions alone are compared, even where squares leave float32, as those of confident examples do."""
+    learned = []
+    for factor in (1.0, 2.0**power):
+        balancer = _built(alignment_lr=0.01)
+        for step in range(5):
+            evidence = _evidence(step)
+            evidence.cotangents = evidence.cotangents * factor
+            found = balancer.combine(evidence)
+            assert torch.isfinite(found).all()
+        learned.append(balancer.state_dict())
+    assert same(*learned)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="`lr` must be at least 0, found -1"):
         GREAT(lr=-1)
