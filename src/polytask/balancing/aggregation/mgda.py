@@ -42,6 +42,8 @@ class MGDA(Aggregator):
     tensor([0.6000, 0.4000])
     """
 
+    keeps = "which objectives' first loss was checked"
+
     def __init__(self, normalization: str = "none") -> None:
         super().__init__()
         one_of("normalization", normalization, ("none", "l2", "loss", "loss+"))
