@@ -133,6 +133,7 @@ def steps(
                 batches = []
         for update in updates:
             info = step(batches, update)
+            assert info is None or info.weights.keys() == info.losses.keys()
             for name, loss in (info.losses if info is not None else {}).items():
                 found[f"{number}: loss of {name}"] = loss.float()
                 found[f"{number}: weight of {name}"] = torch.as_tensor(info.weights[name]).float()
@@ -226,6 +227,59 @@ def _part(net: Net, x: Tensor, names: str, accumulator: pt.Accumulator | None, o
     accumulator.finish()
 
 
+def after(ranks: pt.Ranks | None, balancer: Callable[[], Any]) -> Result:
+    """A loop of one's own with a balancer that sees the losses after the step, on uneven parts."""
+    net, balancer = Net().double(), balancer()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    found: Result = {}
+    for number in range(STEPS):
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(number)).double()
+        optimizer.zero_grad()
+        if ranks is None:
+            weights = pt.balance(net.losses(x)[0], shared=net.trunk, balancer=balancer)
+            optimizer.step()
+            balancer.after(net.losses(x)[0])
+        else:
+            part = x[:6] if ranks.first else x[6:]
+            counts = dict.fromkeys("abc", len(part))
+            weights = pt.balance(
+                net.losses(part)[0], shared=net.trunk, specific=net, balancer=balancer, ranks=ranks, counts=counts
+            )
+            optimizer.step()
+            balancer.after(ranks.mean(net.losses(part)[0], counts))
+        found[f"{number}: weights"] = weights
+    return found | {name: value.detach() for name, value in net.state_dict().items()}
+
+
+def pair(ranks: pt.Ranks | None, balancer: Callable[[], Any]) -> Result:
+    """Features that are two tensors of unlike width."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        left, right = nn.Linear(3, 4).double(), nn.Linear(3, 2).double()
+        heads = nn.ModuleDict({name: nn.Linear(6, 1) for name in "abc"}).double()
+    trunk, balancer = nn.ModuleList([left, right]), balancer()
+    more = {} if ranks is None else {"ranks": ranks, "specific": heads}
+    for number in range(4):
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(number)).double()
+        x = x if ranks is None else x.chunk(2)[ranks.index]
+        features = (left(x).tanh(), right(x).tanh())
+        losses = {
+            name: (heads[name](torch.cat(features, 1)) - x[:, k : k + 1]).square().mean()
+            for k, name in enumerate("abc")
+        }
+        pt.balance(losses, shared=trunk, balancer=balancer, gradients="features", features=features, **more)
+    return {name: p.grad for name, p in trunk.named_parameters()}
+
+
+def order(ranks: pt.Ranks | None) -> Result:
+    """Weights come in the order of the losses, whatever order the balancer was told."""
+    balancer = pt.scalarization.Linear({"c": 5.0, "a": 1.0, "b": 2.0})
+    balancer.setup(["c", "a", "b"])
+    net, x = Net(), torch.ones(4, 3)
+    more = {} if ranks is None else {"ranks": ranks, "specific": net}
+    return {"weights": pt.balance(net.losses(x)[0], shared=net.trunk, balancer=balancer, **more)}
+
+
 def told(ranks: pt.Ranks | None, what: str) -> Result:
     """Something wrong on the second rank only."""
     net = Net()
@@ -235,11 +289,18 @@ def told(ranks: pt.Ranks | None, what: str) -> Result:
         specific = [net.heads["a"].weight]
     if ranks is None or ranks.index == 1:
         losses |= {"loss": {"b": losses["b"] * torch.nan}, "shape": {"b": losses["b"][None]}}.get(what, {})
+    second = ranks is None or ranks.index == 1
     counts = {"counts": {"a": 1, "b": 0, "c": 1}} if what == "counts" else {}
+    if second and what == "counts of no kind":
+        counts = {"counts": 3}
+    if second and what == "a count of no kind":
+        counts = {"counts": {"a": 1, "b": "3", "c": 1}}
+    if second and what == "features":
+        counts = {"features": 3}
     try:
         pt.balance({} if what == "nothing" else losses, shared=net.trunk, balancer=pt.aggregation.MGDA(),
                    ranks=pt.Ranks() if ranks is None else ranks, specific=specific, **counts)  # fmt: skip
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         return {"message": str(error), "untouched": all(p.grad is None for p in net.parameters())}
     return {}
 
@@ -329,16 +390,18 @@ def sharded_refusals(ranks: pt.Ranks | None) -> Result:
         ("jacobian", pt.aggregation.GradDrop(), "exact", "abc"),
         ("mode", pt.aggregation.MGDA(), "low_memory", "abc"),
         ("absent", pt.aggregation.MGDA(), "exact", "ab" if ranks.index else "abc"),
+        ("forgotten", pt.aggregation.MGDA(), "exact", "abc"),
+        ("forgotten by a scalarizer", pt.scalarization.Linear(), "exact", "abc"),
     ):
         net = Net()
         fully_shard(net.trunk)
         try:
             losses = net.losses(torch.ones(4, 3), names)[0]
-            pt.balance(
-                losses, shared=net.trunk, balancer=balancer, gradients=gradients, ranks=ranks, specific=net.heads
-            )
+            own = [net.heads["a"].weight] if name.startswith("forgotten") else net.heads
+            pt.balance(losses, shared=net.trunk, balancer=balancer, gradients=gradients, ranks=ranks, specific=own)
         except ValueError as error:
             found[name] = str(error)
+            assert all(p.grad is None for p in net.parameters())
     return found
 
 
@@ -384,11 +447,16 @@ for _name in SHARDED:
     _case("sharded first", sharded, _name, which="first")
     _case("sharded as one", sharded, _name, which="one")
     _case("sharded accumulating", sharded, _name, accumulate=True)
+_case("loop after", after, "FAMO")
+for _name in ("GREAT", "GradDrop", "MGDA"):
+    _case("pair", pair, _name)
+CASES["order"] = order
+TOLD = ("loss", "shape", "forgotten", "counts", "nothing", "counts of no kind", "a count of no kind", "features")
 WRONG: dict[str, Callable[[Any], Result]] = {
     "first loss": partial(refused, what="loss"),
     "head": partial(refused, what="head"),
     "sharded refusals": sharded_refusals,
-} | {f"told {what}": partial(told, what=what) for what in ("loss", "shape", "forgotten", "counts", "nothing")}
+} | {f"told {what}": partial(told, what=what) for what in TOLD}
 
 
 def run(case: str, ranks: pt.Ranks | None = None) -> Result:

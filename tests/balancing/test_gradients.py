@@ -156,6 +156,27 @@ def test_a_balancer_that_works_at_the_features_must_be_given_them():
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("balancer", [pt.aggregation.GREAT, pt.aggregation.MGDA, pt.aggregation.GradDrop])
+def test_features_of_unlike_numbers_of_examples_are_refused(balancer: Any):
+    w = nn.Parameter(torch.ones(3))
+    for features, shapes in (((w[:2] * 2, w * 2), r"\(2,\), \(3,\)"), ((w.sum(),), r"\(\)")):
+        losses = {"a": sum(f.sum() for f in features), "b": sum(f.square().sum() for f in features)}
+        with pytest.raises(ValueError, match=f"one row per example, found shapes {shapes}"):
+            pt.balance(losses, shared=[w], balancer=balancer(), gradients="features", features=features)
+    assert w.grad is None
+
+
+def test_one_process_with_ranks_needs_what_several_need():
+    """A loop that runs alone is not one that breaks on two devices."""
+    model, ranks = network(), pt.Ranks()
+    options = {"shared": model.trunk, "balancer": pt.aggregation.MGDA(), "ranks": ranks}
+    with pytest.raises(ValueError, match="must be among `shared` or `specific`, found one of shape"):
+        pt.balance(_losses(model, *data()), specific=model.heads["a"], **options)
+    with pytest.raises(TypeError, match="`counts` must be a mapping of names to numbers, found int"):
+        pt.balance(_losses(model, *data()), specific=model, counts=3, **options)
+    pt.balance(_losses(model, *data()), specific=model, counts={"a": 24, "b": 24}, **options)
+
+
 def test_a_loss_may_be_a_bare_parameter():
     w = nn.Parameter(torch.tensor(3.0))
     pt.balance({"a": w, "b": w**2}, shared=[w], balancer=pt.aggregation.Sum())

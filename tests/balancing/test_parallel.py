@@ -68,6 +68,9 @@ def test_what_is_wrong_on_one_rank_is_told_by_all(case: str, ranks: list[dict[st
         "told shape": "rank 1: a loss must be a scalar tensor, found shape (1,) for `b`",
         "told forgotten": "rank 0: with `ranks`, every parameter that a loss reaches must be among `shared` or",
         "told counts": "rank 0: `counts` must be above 0 for every loss, found 0 for `b`",
+        "told counts of no kind": "rank 1: `counts` must be a mapping of names to numbers, found int",
+        "told a count of no kind": "rank 1: `counts` must hold a number for every loss, found '3' for `b`",
+        "told features": "rank 1: `features` must be a tensor or several, found int",
         "told nothing": "a rank must have called `add` before `finish`, found no losses on any",
     }[case] in first["message"]
     assert first.get("untouched", True)
@@ -76,6 +79,8 @@ def test_what_is_wrong_on_one_rank_is_told_by_all(case: str, ranks: list[dict[st
 def test_what_sharded_parameters_rule_out(ranks: list[dict[str, Any]]):
     first, second = (rank["sharded refusals"] for rank in ranks)
     assert first == second
+    for name in ("forgotten", "forgotten by a scalarizer"):
+        assert "every parameter that a loss reaches must be among `shared` or `specific`, found one of" in first[name]
     assert "a balancer must work on losses or on the Gramian, found GradDrop" in first["jacobian"]
     assert "`gradients` must be 'exact', found 'low_memory'" in first["mode"]
     assert (

@@ -41,7 +41,10 @@ def built(entry: Entry, names: Sequence[str] = "abc") -> Any:
 
 
 def refused_in(balancer: Any, mode: str) -> bool:
-    return mode == "low_memory" and isinstance(balancer, JacobianAggregator)
+    """Whether a balancer cannot work in a mode, or the mode would save nothing."""
+    if isinstance(balancer, pt.balancing.Aggregator):
+        return mode == "low_memory" and isinstance(balancer, JacobianAggregator | CotangentAggregator)
+    return mode != "exact" and Needs.NORMS in balancer.needs
 
 
 class Recurrent(nn.Module):
@@ -144,7 +147,7 @@ def by_hand(net: Net, balancer: Any, x: Tensor, mode: str) -> tuple[Tensor, dict
         pulled = torch.autograd.grad(loss, [*shared, *features], retain_graph=True, allow_unused=True)
         parts = [torch.zeros_like(p) if g is None else g for g, p in zip(pulled, [*shared, *features], strict=True)]
         rows.append(torch.cat([part.flatten() for part in parts[: len(shared)]]))
-        cotangents.append(torch.cat([part.flatten() for part in parts[len(shared) :]]))
+        cotangents.append(torch.cat([part.flatten(1) for part in parts[len(shared) :]], dim=1).flatten())
     jacobian, boundary = torch.stack(rows), torch.stack(cotangents)
     stand_in = mode == "features" and isinstance(balancer, pt.balancing.Aggregator)
     evidence = Evidence(list(losses), list(losses.values()), boundary if stand_in else jacobian)
@@ -158,7 +161,7 @@ def by_hand(net: Net, balancer: Any, x: Tensor, mode: str) -> tuple[Tensor, dict
     alone = dict.fromkeys(losses, 1.0)
     if not at_boundary and mode != "features":
         return found, alone
-    pieces = [piece.view_as(f) for piece, f in zip(found.split([f.numel() for f in features]), features, strict=True)]
+    pieces = found.view(len(x), -1).split([f.shape[1] for f in features], dim=1)
     pulled = torch.autograd.grad(features, shared, pieces, allow_unused=True)
     return torch.cat(
         [torch.zeros(p.numel()).double() if g is None else g.flatten() for g, p in zip(pulled, shared, strict=True)]
@@ -194,6 +197,47 @@ def test_the_engine_gives_what_its_gradients_taken_one_by_one_give(entry: Entry,
             factor = 1.0 if isinstance(balancer, pt.balancing.Aggregator) else chosen[name]
             for p, gradient in zip(net.heads[name].parameters(), gradients, strict=True):
                 torch.testing.assert_close(p.grad, factor * gradient, rtol=1e-6, atol=1e-9)
+
+
+@every_mode
+@every_balancer
+def test_several_features_are_their_concatenation(entry: Entry, mode: str):
+    """An example's features belong together, in however many tensors they come."""
+    found = []
+    if refused_in(built(entry), mode):
+        return
+    for joined in (False, True):
+        net, balancer = Net(TRUNKS["pair"]), built(entry)
+        for step in range(3):  # what was learned goes along
+            net.zero_grad()
+            x = inputs(seed=step)
+            features = net.features(x)
+            features = (torch.cat(features, dim=1),) if joined else features
+            left, right = features[0].split(6, dim=1) if joined else features
+            losses = {
+                name: (net.heads[name](left + k * right).squeeze(1) - x[:, k]).square().mean()
+                for k, name in enumerate("abc")
+            }
+            pt.balance(losses, shared=net.trunk, balancer=balancer, gradients=mode, features=features)
+        found.append(flat(net.trunk.parameters()))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+@every_balancer
+def test_a_mode_that_would_not_be_heeded_is_refused_at_the_door(entry: Entry):
+    for mode in MODES:
+        balancer = built(entry)
+        if not refused_in(balancer, mode):
+            trainer(balancer=balancer, gradients=mode)
+            continue
+        for door in (
+            lambda balancer=balancer, mode=mode: trainer(balancer=balancer, gradients=mode),
+            lambda balancer=balancer, mode=mode: pt.Accumulator(
+                shared=nn.Linear(2, 2), balancer=balancer, gradients=mode
+            ),
+        ):
+            with pytest.raises(ValueError, match=f"gradients='{mode}' .*found {entry.name}, which"):
+                door()
 
 
 @every_mode

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchjd.aggregation
 from tests.helpers import NAN, Rows, Stream, adam, data, network, sgd, tasks, trainer, weights
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
@@ -94,6 +95,50 @@ def _penalty(folder: Path) -> Result:
     x, y = data(25)
     source = pt.Arrays(x, y, batch_size=8, weights={"a": torch.linspace(0, 2, 25)})
     return fitted(source, data(13, seed=1), objectives=[Decay("decay", 0.01)], accumulate=2)
+
+
+@case("a task seen on one rank only")
+def _unseen(folder: Path) -> Result:
+    x, y = data(24)
+    y["a"][torch.arange(24) != 3] = NAN
+    return fitted(Rows(x, y), epochs=2)
+
+
+@case("an update that moves nothing, then one that does")
+def _idle(folder: Path) -> Result:
+    x, y = data(24)
+    y["b"][:16] = -100  # the first two batches are of a alone, whose head is frozen
+    made = trainer(schedule=pt.schedules.AlternateEpochs(1, 1))
+    made.model.heads["a"].requires_grad_(False)
+    made.fit(pt.Arrays(x, y, batch_size=8, shuffle=False), epochs=4)
+    return {"weights": weights(made.model), "history": list(made.history)}
+
+
+@case("a method that draws")
+def _draws(folder: Path) -> Result:
+    balancer = pt.aggregation.TorchJD(torchjd.aggregation.PCGrad())
+    return fitted(data(24, "abc"), names="abc", balancer=balancer)
+
+
+class Buffers(nn.Linear):
+    """With buffers of dtypes that gloo does not know."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 6)
+        self.register_buffer("short", torch.arange(3, dtype=torch.int16) + pt.Ranks().index)
+        self.register_buffer("mask", torch.tensor([True, False]))
+        self.register_buffer("scalar", torch.tensor(2, dtype=torch.int16))
+        self.register_buffer("nothing", torch.zeros(0))
+
+
+@case("buffers of any dtype")
+def _buffers(folder: Path) -> Result:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = pt.models.HardSharing(Buffers(), {"a": nn.Linear(6, 1)})
+    made = trainer(model, "a")
+    made.fit(data(8, "a"), epochs=1)
+    return {"weights": weights(model), "history": list(made.history)}
 
 
 @case("a data set")
@@ -263,7 +308,7 @@ def _resume_loaders(folder: Path) -> Result:
 def _error(function: Callable[[], Any]) -> str:
     try:
         function()
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, FileNotFoundError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -288,6 +333,11 @@ def _refusals(folder: Path) -> Result:
     errors["first loss"] = _error(lambda: fitted(source, names="c"))
     sharded = network()
     fully_shard(sharded.trunk)
+    errors["stream"] = _error(lambda: fitted(Stream(*data(8))))
+    errors["evaluated stream"] = _error(lambda: trainer().evaluate(Stream(*data(8))))
+    errors["evaluated by others"] = _error(lambda: trainer().evaluate(foreign))
+    padded = DataLoader(Rows(*data(13)), 4, sampler=DistributedSampler(range(13), shuffle=False))
+    errors["evaluated with padding"] = _error(lambda: trainer().evaluate(padded))
     errors["sharded"] = _error(lambda: trainer(sharded).fit(data(8), epochs=1))
     return {"errors": errors}
 
@@ -307,14 +357,68 @@ def _files(folder: Path) -> Result:
 class Stopper(pt.Callback):
     """Stops on one rank only, as one that looks at its own clock might."""
 
-    def on_epoch_end(self, run: Any, row: Any) -> None:
-        if run.ranks.index == 1:
+    def __init__(self, when: str) -> None:
+        self._when = when
+
+    def _stop(self, when: str, run: Any) -> None:
+        if when == self._when and run.ranks.index == 1:
             run.stop("enough")
+
+    def on_fit_start(self, run: Any) -> None:
+        self._stop("start", run)
+
+    def on_epoch_end(self, run: Any, row: Any) -> None:
+        self._stop("epoch", run)
+
+    def on_boundary(self, run: Any) -> None:
+        self._stop("boundary", run)
 
 
 @case("a stop on one rank", same=False)
 def _stop(folder: Path) -> Result:
-    return fitted(data(8), epochs=3, callbacks=[Stopper()])
+    return {when: fitted(data(8), epochs=3, callbacks=[Stopper(when)]) for when in ("start", "epoch", "boundary")}
+
+
+class Unsendable(Exception):
+    """Holds what cannot be packed."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(words)
+        self.held = lambda: words
+
+
+class Unpackable(Exception):
+    """Can be packed and not unpacked."""
+
+    def __init__(self, words: str, more: int) -> None:
+        super().__init__(words)
+
+
+@case("once", same=False)
+def _once(folder: Path) -> Result:
+    def fail(error: Exception) -> None:
+        raise error
+
+    ranks, own = pt.Ranks(), []
+    for error in (ValueError("plain"), Unsendable("held"), Unpackable("odd", 1)):
+        try:
+            ranks.once(lambda error=error: fail(error))
+        except Exception as found:
+            own.append(f"{type(found).__name__}: {found}")
+    return {"own": own, "sum": ranks.sum(torch.ones(1))}
+
+
+@case("mean", same=False)
+def _mean(folder: Path) -> Result:
+    ranks = pt.Ranks()
+    one, other = {"a": torch.tensor(1.0), "b": torch.tensor(5.0)}, {"a": torch.tensor(4.0)}
+    mine = other if ranks.index else one
+    wrong = {"a": 0} if ranks.index else {"a": 1}
+    return {
+        "plain": ranks.mean(mine),
+        "weighted": ranks.mean(mine, {"a": 2, "b": 1} if ranks.index else {"a": 1, "b": 3}),
+        "wrong": _error(lambda: ranks.mean({"a": torch.tensor(1.0)}, wrong)),
+    }
 
 
 @case("weights that differ", same=False)

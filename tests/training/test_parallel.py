@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,15 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock  # torch needs it too
-from tests.helpers import data, same, trainer
+from tests.helpers import Rows, data, same, trainer
 from tests.training import parallel
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 import polytask as pt
 from polytask import cli
+from polytask.training.launch import rank_by_environment
+from polytask.training.run import SIGNAL_ECHO
 
 ROOT = Path(__file__).parents[2]
 PATHS = [str(ROOT), str(Path(pt.__file__).parents[1])]
@@ -120,6 +127,16 @@ def test_refusals_reach_every_rank(ranks: list[dict[str, Any]], folder: Path):
         assert errors["no target"] == (
             "ValueError: train: every task must have at least one target, found none for `b` in an epoch"
         )
+        assert (
+            errors["stream"]
+            == errors["evaluated stream"]
+            == (
+                "ValueError: with 2 processes a stream must be given as a DataLoader over this process's own part of "
+                "it, found a bare Stream"
+            )
+        )
+        assert errors["evaluated by others"].endswith(f"must be that of rank {index} of 2, found rank 2 of 3")
+        assert "found a DistributedSampler that makes 14 of 13" in errors["evaluated with padding"]
         assert "whole on every process, found `trunk.0.weight` sharded" in errors["sharded"]
         assert errors["first loss"].startswith("ValueError: the first loss of every task must be finite")
 
@@ -133,7 +150,104 @@ def test_only_the_first_process_writes(ranks: list[dict[str, Any]]):
 
 
 def test_a_stop_on_one_rank_stops_all(ranks: list[dict[str, Any]]):
-    assert [len(rank["a stop on one rank"]["history"]) for rank in ranks] == [1, 1]
+    for rank in ranks:
+        lengths = {when: len(found["history"]) for when, found in rank["a stop on one rank"].items()}
+        assert lengths == {"start": 0, "epoch": 1, "boundary": 1}
+
+
+def test_an_error_that_cannot_be_sent_reaches_every_rank_in_words(ranks: list[dict[str, Any]]):
+    first, second = (rank["once"]["own"] for rank in ranks)
+    assert first == ["ValueError: plain", "Unsendable: held", "Unpackable: odd"]
+    assert second == ["ValueError: plain", "RuntimeError: Unsendable: held", "RuntimeError: Unpackable: odd"]
+    assert all(rank["once"]["sum"] == 2 for rank in ranks)  # still in step
+
+
+def test_a_mean_over_ranks_weighs_their_examples(ranks: list[dict[str, Any]]):
+    found = ranks[0]["mean"]
+    assert {name: float(value) for name, value in found["plain"].items()} == {"a": 2.5, "b": 5.0}
+    assert {name: float(value) for name, value in found["weighted"].items()} == {"a": 3.0, "b": 5.0}
+    assert found["wrong"] == "ValueError: rank 1: `counts` must be above 0 for every loss, found 0 for `a`"
+
+
+def test_an_interruption_can_be_sent():
+    interrupted = pt.Interrupted(Path("there.ckpt"), signal.SIGTERM, 1, 3)
+    again = pickle.loads(pickle.dumps(interrupted))
+    assert (str(again), again.path, again.signal_number) == (str(interrupted), Path("there.ckpt"), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({}, 0),
+        ({"SLURM_PROCID": "3"}, 3),
+        ({"SLURM_PROCID": "3", "MASTER_PORT": "1"}, 3),
+        ({"MASTER_PORT": "1", "LOCAL_RANK": "2"}, 2),
+        ({"SLURM_PROCID": "0", "MASTER_PORT": "1", "LOCAL_RANK": "2"}, 2),  # Fabric's copies within an allocation
+    ],
+)
+def test_who_speaks_is_read_from_the_environment(
+    environment: dict[str, str], rank: int, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("SLURM_PROCID", "MASTER_PORT", "LOCAL_RANK", "NODE_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert rank_by_environment() == rank
+
+
+def test_a_sampler_of_several_processes_is_refused_by_one():
+    loader = DataLoader(Rows(*data(8)), sampler=DistributedSampler(range(8), 2, 0))
+    refusal = "the DistributedSampler must be that of rank 0 of 1, found rank 0 of 2"
+    with pytest.raises(ValueError, match=refusal):
+        trainer().fit(loader, epochs=1)
+    with pytest.raises(ValueError, match=refusal):
+        trainer().fit(data(8), loader, epochs=1)
+    with pytest.raises(ValueError, match=refusal):
+        trainer().evaluate(loader)
+    alone = DataLoader(Rows(*data(8)), sampler=DistributedSampler(range(8), 1, 0, shuffle=False))
+    assert trainer().evaluate(alone) == pytest.approx(trainer().evaluate(data(8)))
+
+
+HUNG = """
+import sys, time
+from torch import distributed
+import polytask as pt
+from tests.helpers import data, trainer
+
+class Hanging(pt.Callback):
+    def on_update(self, run, info):
+        if run.step == 1:
+            print("there", flush=True)
+            time.sleep(120 * run.ranks.index)
+
+distributed.init_process_group("gloo", f"file://{sys.argv[2]}", rank=int(sys.argv[1]), world_size=2)
+trainer(callbacks=[Hanging()]).fit(data(), epochs=3)
+"""
+
+
+def test_a_second_signal_ends_a_run_that_hangs(tmp_path: Path):
+    """One rank waits in a collective, where no handler runs, for one that sleeps."""
+    (tmp_path / "hung.py").write_text(HUNG)
+    command = [sys.executable, str(tmp_path / "hung.py")]
+    runs = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meeting")], env=ENVIRONMENT, stdout=subprocess.PIPE)
+        for rank in (0, 1)
+    ]
+    try:
+        assert [run.stdout.readline() for run in runs] == [b"there\n"] * 2
+        time.sleep(0.5)
+        for run in runs:
+            run.terminate()
+            run.terminate()  # as a launcher passes it on
+        time.sleep(SIGNAL_ECHO + 0.5)
+        assert [run.poll() for run in runs] == [None, None]
+        for run in runs:
+            run.terminate()
+        assert [run.wait(20) for run in runs] == [128 + signal.SIGTERM, -signal.SIGTERM]
+    finally:
+        for run in runs:
+            run.kill()
+            run.communicate()
 
 
 HEAD = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 8, "out_features": 1}}

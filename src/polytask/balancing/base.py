@@ -37,7 +37,8 @@ class Evidence:
             balancer does not need them or they are too large to keep.
         gram: (K, K), the Gramian where it was gathered without a Jacobian.
         cotangents: (K, Z), the gradients of `values` with respect to the shared features, flattened over
-            examples and features; None where the balancer does not need them.
+            examples and then features (of several tensors, an example's features stand together); None where the
+            balancer does not need them.
         examples: how many examples the features are of; the first dimension hidden in Z.
 
     Raises:
@@ -135,7 +136,12 @@ class Balancer(nn.Module, ABC):
 
     @abstractmethod
     def combine(self, evidence: Evidence) -> Tensor | Sequence[float]:
-        """What the kind of balancer says, for the objectives in `evidence.names`."""
+        """What the kind of balancer says, for the objectives in `evidence.names`.
+
+        It must depend on the evidence, the settings and the balancer's own state alone: several ranks each ask
+        their own copy and must be told the same. Draw from a seeded generator that is kept in the state, never
+        from the global one, which differs from rank to rank.
+        """
 
     def after(self, losses: Mapping[str, Tensor]) -> None:
         """Sees the losses on the same batch after the step, if `needs` has LOSSES_AFTER."""

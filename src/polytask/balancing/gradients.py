@@ -29,6 +29,31 @@ def _flags(needs: Needs) -> tuple[bool, bool, bool, bool]:
     return Needs.LOSSES in needs, Needs.NORMS in needs, Needs.LOSSES_AFTER in needs, not needs & seen
 
 
+def check_mode(balancer: Balancer, mode: str) -> None:
+    """Refuses a mode that a balancer cannot work in, or that would not save what it is there to save.
+
+    Raises:
+        ValueError: an unknown mode; ``low_memory`` where there is no Gramian to gather; any but ``exact`` for a
+            scalarizer that looks at the shared gradients, all of which it is given in every mode.
+    """
+    if mode == "exact":
+        return
+    one_of("gradients", mode, MODES)
+    name = type(balancer).__name__
+    if mode == "low_memory" and isinstance(balancer, JacobianAggregator | CotangentAggregator):
+        wants = (
+            "needs the Jacobian itself"
+            if isinstance(balancer, JacobianAggregator)
+            else ("works on the gradients at the features in every mode")
+        )
+        raise ValueError(f"gradients='low_memory' gathers a Gramian, found {name}, which {wants}")
+    if not isinstance(balancer, Aggregator) and _flags(balancer.needs)[1]:
+        raise ValueError(
+            f"gradients={mode!r} is for aggregators, found {name}, which is given every objective's gradient of the "
+            "shared parameters in any mode: leave it at 'exact'"
+        )
+
+
 class Backward:
     """The backward passes of one update, over one or several batches.
 
@@ -53,7 +78,7 @@ class Backward:
             gradient overflows, `.grad` becomes NaN and the balancer is not asked.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: an unknown mode, or one that the balancer cannot work in or would not heed, see `check_mode`.
     """
 
     def __init__(
@@ -66,8 +91,7 @@ class Backward:
         batches: int = 1,
         factor: Tensor | None = None,
     ) -> None:
-        if mode not in MODES:
-            one_of("gradients", mode, MODES)
+        check_mode(balancer, mode)
         self._balancer = balancer
         self._shared = shared
         self._specific = specific
@@ -75,6 +99,7 @@ class Backward:
         self._factor = factor
         self._aggregates = isinstance(balancer, Aggregator) and len(shared) > 0
         self._rests = isinstance(balancer, Aggregator) and not self._aggregates
+        self._at_features = self._aggregates and (mode == "features" or isinstance(balancer, CotangentAggregator))
         self._losses, norms, self._again, blind = _flags(balancer.needs)
         self._blind = self._aggregates and blind
         norms = norms and len(shared) > 0
@@ -114,14 +139,16 @@ class Backward:
             self._weigh(names, totals, scales)
         elif self._blind:
             self._weigh_shared(names, totals, scales)
-        elif self._aggregates and (self._mode != "exact" or isinstance(self._balancer, CotangentAggregator)):
+        elif self._at_features or (self._aggregates and self._mode != "exact"):
+            if self._at_features:
+                check_examples(features)
             self._kept.append((list(names), totals, scales, list(features)))
         else:
             self._gather(names, totals, scales)
 
     def finish(self) -> dict[str, Any]:
         """Fills `.grad`; gives {objective: weight}, 1 where the balancer gives a gradient and no weights."""
-        if self._kept and (self._mode == "features" or isinstance(self._balancer, CotangentAggregator)):
+        if self._kept and self._at_features:
             self._finish_at_features()
         elif self._kept:
             self._finish_in_pairs()
@@ -239,8 +266,7 @@ class Backward:
         self._weights = dict.fromkeys(names, 1.0)
         combined = self._combine(evidence, cotangents, self._weights)
         for (_, _, _, features), part in zip(self._kept, combined.split([p.shape[1] for p in parts]), strict=True):
-            pieces = part.split([f.numel() for f in features])
-            starts = [piece.view_as(f).to(f) for piece, f in zip(pieces, features, strict=True)]
+            starts = split_examples(part, features)
             pulled = torch.autograd.grad(features, tuple(self._shared), starts, allow_unused=True)
             _accumulate(self._shared, pulled)
         self._kept.clear()
@@ -255,7 +281,7 @@ class Backward:
         self, every: Sequence[str], names: list[str], totals: Sequence[Tensor], scales: Sequence[float],
         features: list[Tensor],
     ) -> Tensor:  # fmt: skip
-        """(K, Z) gradients at the boundary; task-specific gradients are filled on the way."""
+        """(K, Z) gradients at the boundary, by example; task-specific gradients are filled on the way."""
         width = sum(f.numel() for f in features)
         rows = torch.zeros(len(every), width, dtype=_wide(features), device=features[0].device)
         for name, total, scale in zip(names, totals, scales, strict=True):
@@ -263,21 +289,13 @@ class Backward:
             gradients = torch.autograd.grad(
                 total, inputs, self._start(total, 1.0, scale), retain_graph=True, allow_unused=True
             )  # fmt: skip
-            torch.cat(_parts(gradients[:cut], features), out=rows[every.index(name)])
+            put_examples(rows[every.index(name)], gradients[:cut], features)
             _accumulate(self._specific, gradients[cut:])
         return rows
 
     # Gradients in pairs, none kept
 
-    def _check_pairs(self) -> None:
-        if isinstance(self._balancer, JacobianAggregator):
-            raise ValueError(
-                f"gradients='low_memory' gathers a Gramian, found {type(self._balancer).__name__}, which needs the "
-                "Jacobian itself"
-            )
-
     def _finish_in_pairs(self) -> None:
-        self._check_pairs()
         names = list(dict.fromkeys(name for batch in self._kept for name in batch[0]))
         gram, reached = self._products(names)
         weights: dict[str, Any] = dict.fromkeys(names, 1.0)
@@ -343,6 +361,31 @@ class Backward:
         if isinstance(value, Tensor):
             return value.to(total)
         return None if value == 1.0 else torch.full((), value, dtype=total.dtype, device=total.device)
+
+
+def check_examples(features: Sequence[Tensor]) -> None:
+    """Raises `ValueError` unless all features have a row for each example of one batch."""
+    lengths = [f.shape[0] if f.dim() else None for f in features]
+    if None in lengths or len(set(lengths)) > 1:
+        shapes = ", ".join(str(tuple(f.shape)) for f in features)
+        raise ValueError(f"all features must have one row per example, found shapes {shapes}")
+
+
+def put_examples(row: Tensor, gradients: Gradients, features: Sequence[Tensor]) -> None:
+    """Fills a row (Z,) with the gradients at the features, example after example, zero where there is none."""
+    widths = [f.shape[1:].numel() for f in features]
+    parts = [
+        f.new_zeros(len(f), width) if g is None else g.reshape(len(f), width)
+        for g, f, width in zip(gradients, features, widths, strict=True)
+    ]
+    torch.cat(parts, dim=1, out=row.view(len(features[0]), sum(widths)))
+
+
+def split_examples(row: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of `put_examples`: a gradient for each of the features, of its shape and dtype."""
+    widths = [f.shape[1:].numel() for f in features]
+    pieces = row.reshape(len(features[0]), sum(widths)).split(widths, dim=1)
+    return [piece.reshape(f.shape).to(f) for piece, f in zip(pieces, features, strict=True)]
 
 
 def _inner(first: Gradients, second: Gradients) -> Tensor | float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -12,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from polytask.balancing.base import Aggregator, Balancer, CotangentAggregator
-from polytask.balancing.gradients import MODES, Backward
+from polytask.balancing.gradients import Backward, check_examples, check_mode
 from polytask.balancing.parallel import ParallelBackward
-from polytask.balancing.sharded import is_sharded, parallel_backward, reshard
-from polytask.errors import one_of
+from polytask.balancing.sharded import ShardedBackward, is_sharded, parallel_backward, reshard
 from polytask.models.base import Block
 from polytask.ranks import Ranks
 
@@ -73,7 +73,7 @@ class Accumulator:
         specific: nn.Module | Iterable[Parameter] | None = None,
     ) -> None:
         _check_balancer(balancer)
-        one_of("gradients", gradients, MODES)
+        check_mode(balancer, gradients)
         if ranks is not None and specific is None:
             raise ValueError(
                 "with `ranks`, `specific` must hold the other parameters, in the same order on every rank (the model "
@@ -86,6 +86,7 @@ class Accumulator:
         self._mode = gradients
         self._scaler = scaler
         self._ranks = None if ranks is None or ranks.alone else ranks
+        self._complete = ranks is not None  # `specific` must be, even where one process could do without
         self._specific = [] if specific is None else _others(specific, self._shared)
         self._start_over()
 
@@ -140,12 +141,15 @@ class Accumulator:
         batches: int,
         counts: Mapping[str, float] | None,
     ) -> None:
-        boundary = [features] if isinstance(features, Tensor) else list(features)
         if self._ranks is not None:
-            self._add_part(self._ranks, losses, boundary, batches, counts)
+            self._add_part(self._ranks, losses, features, batches, counts)
             return
+        boundary = _boundary(features)
         self._check(losses, boundary)
+        _checked_counts(counts, losses)
         own = _reached(losses, self._shared, boundary, isinstance(self._balancer, Aggregator))
+        if self._complete:
+            _check_known(own, self._specific)
         names = list(dict.fromkeys((*self._names, *losses)))
         self._set_up(names)
         if self._work is None:
@@ -161,7 +165,7 @@ class Accumulator:
         self,
         ranks: Ranks,
         losses: Mapping[str, Tensor],
-        boundary: Sequence[Tensor],
+        features: Tensor | Sequence[Tensor],
         batches: int,
         counts: Mapping[str, float] | None,
     ) -> None:
@@ -169,9 +173,12 @@ class Accumulator:
         if self._trouble is not None or (isinstance(losses, Mapping) and not losses):
             return
         try:
+            boundary = _boundary(features)
             self._check(losses, boundary)
-            if not any(map(is_sharded, self._shared)):  # graphs hold what FSDP gathers, not the parameters
-                own = _reached(losses, self._shared, boundary, isinstance(self._balancer, Aggregator))
+            sharded = any(map(is_sharded, self._shared))  # graphs then hold what FSDP gathers, not the parameters
+            must_share = isinstance(self._balancer, Aggregator) and not sharded
+            own = _reached(losses, self._shared, boundary, must_share)
+            if not sharded:
                 _check_known(own, self._specific)
             for name, count in _checked_counts(counts, losses).items():
                 self._counts[name] = self._counts.get(name, 0) + count
@@ -180,6 +187,8 @@ class Accumulator:
             return
         if self._work is None:
             self._work = self._parallel(ranks, batches)
+        if isinstance(self._work, ShardedBackward):
+            self._work.watch(own)
         self._names = list(dict.fromkeys((*self._names, *losses)))
         self._work.add(list(losses), list(losses.values()), [1.0] * len(losses), boundary)
 
@@ -208,7 +217,7 @@ class Accumulator:
         if not isinstance(work, ParallelBackward):  # this rank has no losses
             work = self._parallel(ranks, 1)
         shares = {name: count / totals[name] for name, count in told[ranks.index][0].items()}
-        return _stacked(work.finish(names, shares), names)
+        return _stacked(work.finish(names, shares), totals)
 
     def _check(self, losses: Mapping[str, Tensor], boundary: Sequence[Tensor]) -> None:
         device = self._shared[0].device
@@ -227,6 +236,7 @@ class Accumulator:
             )
         if not all(isinstance(f, Tensor) and f.requires_grad for f in boundary):
             raise ValueError("`features` must be tensors that require a gradient, found others")
+        check_examples(boundary)
 
     def _factor(self) -> Tensor | None:
         if self._scaler is None or not self._scaler.is_enabled():
@@ -258,7 +268,8 @@ def balance(
     Shared parameters get what the balancer makes of the losses; all others get the gradient of their own
     losses (of the weighted sum, under a scalarizer). Gradients add to those already there, as with
     ``backward``; to balance gradients accumulated over micro-batches see `Accumulator`. Clip afterwards. A
-    balancer that wants the losses after the step (FAMO) is told by the caller: ``balancer.after(losses)``.
+    balancer that wants the losses after the step (FAMO) is told by the caller: ``balancer.after(losses)``,
+    with ranks ``balancer.after(ranks.mean(losses, counts))``.
 
     On a CPU every loss is checked to be finite; on other devices only in the first call with a balancer,
     since looking waits for the device.
@@ -347,14 +358,27 @@ def _check_known(reached: Iterable[Parameter], specific: Iterable[Parameter]) ->
             )
 
 
+def _boundary(features: Any) -> list[Tensor]:
+    if isinstance(features, Tensor):
+        return [features]
+    if not isinstance(features, Iterable):
+        raise TypeError(f"`features` must be a tensor or several, found {type(features).__name__}")
+    return list(features)
+
+
 def _checked_counts(counts: Mapping[str, float] | None, losses: Iterable[str]) -> dict[str, float]:
     names = list(losses)
     if counts is None:
         return dict.fromkeys(names, 1)
+    if not isinstance(counts, Mapping):
+        raise TypeError(f"`counts` must be a mapping of names to numbers, found {type(counts).__name__}")
     for name in names:
-        if not 0 < counts.get(name, 0) < math.inf:
-            raise ValueError(f"`counts` must be above 0 for every loss, found {counts.get(name)} for `{name}`")
-    return {name: counts[name] for name in names}
+        count = counts.get(name)
+        if not (isinstance(count, Real) or (isinstance(count, Tensor) and count.dim() == 0)):
+            raise TypeError(f"`counts` must hold a number for every loss, found {count!r} for `{name}`")
+        if not 0 < float(count) < math.inf:
+            raise ValueError(f"`counts` must be above 0 for every loss, found {count} for `{name}`")
+    return {name: float(counts[name]) for name in names}
 
 
 def _shared_parameters(shared: Block | nn.Module | Iterable[Parameter]) -> list[Parameter]:

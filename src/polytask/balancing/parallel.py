@@ -19,6 +19,9 @@ from polytask.balancing.gradients import (
     _parts,
     _unflatten,
     _wide,
+    check_examples,
+    put_examples,
+    split_examples,
 )
 from polytask.balancing.keyed import to_device
 from polytask.ranks import Ranks
@@ -65,13 +68,12 @@ class ParallelBackward(Backward):
         super().__init__(balancer, shared, specific, mode=mode, factor=factor)
         self._ranks = ranks
         self._ahead = self._direct or self._blind  # weights come before gradients
-        self._at_features = self._aggregates and (mode == "features" or isinstance(balancer, CotangentAggregator))
         self._whole = self._at_features or (self._aggregates and mode == "low_memory")
         self._parameters = (*shared, *specific)
         self._sums: list[Tensor | None] = [None] * len(self._parameters)
         self._several = batches > 1
         self._drawn = False
-        if settled is not None and self._ahead and not (self._losses and not self._rests):
+        if settled and self._ahead and not (self._losses and not self._rests):
             self._draw(settled)
 
     @property
@@ -82,6 +84,8 @@ class ParallelBackward(Backward):
     def add(
         self, names: Sequence[str], totals: Sequence[Tensor], scales: Sequence[float], features: Sequence[Tensor] = ()
     ) -> None:
+        if self._at_features:
+            check_examples(features)
         for name, total, scale in zip(names, totals, scales, strict=True):
             value = total.detach() * scale
             self._values[name] = self._values[name] + value if name in self._values else value
@@ -261,8 +265,7 @@ class ParallelBackward(Backward):
         pieces = combined.split([part.shape[1] for part in parts]) if parts else ()
         shared: list[Tensor | None] = [None] * len(self._shared)
         for (_, _, _, features), piece in zip(self._kept, pieces, strict=True):
-            numbers = piece.split([f.numel() for f in features])
-            starts = [part.view_as(f).to(f) for part, f in zip(numbers, features, strict=True)]
+            starts = split_examples(piece, features)
             _merge(shared, torch.autograd.grad(features, tuple(self._shared), starts, allow_unused=True))
         self._sums[: len(shared)] = shared
         _accumulate(self._parameters, self._total(self._sums, self._parameters))
@@ -271,7 +274,7 @@ class ParallelBackward(Backward):
         self, every: list[str], names: list[str], totals: Sequence[Tensor], scales: Sequence[float],
         features: list[Tensor],
     ) -> Tensor:  # fmt: skip
-        """(K, Z) gradients at the boundary of one batch; task-specific gradients are added up on the way."""
+        """(K, Z) gradients at the boundary of one batch, by example; task-specific ones are added up on the way."""
         rows = torch.zeros(
             len(every), sum(f.numel() for f in features), dtype=_wide(features), device=features[0].device
         )
@@ -279,7 +282,7 @@ class ParallelBackward(Backward):
         for name, total, scale in zip(names, totals, scales, strict=True):
             start = self._start(total, 1.0, scale)
             pulled = torch.autograd.grad(total, inputs, start, retain_graph=True, allow_unused=True)
-            torch.cat(_parts(pulled[:cut], features), out=rows[every.index(name)])
+            put_examples(rows[every.index(name)], pulled[:cut], features)
             _merge(self._sums, pulled[cut:], len(self._shared))
         return rows
 
@@ -312,7 +315,6 @@ class ParallelBackward(Backward):
     # Pairs of gradients
 
     def _finish_in_pairs_together(self, present: list[str]) -> None:
-        self._check_pairs()
         gram, reached = self._products(present)
         self._weights = dict.fromkeys(present, 1.0)
         if reached:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -62,8 +62,8 @@ class ShardedBackward(ParallelBackward):
 
     Raises:
         ValueError: a mode other than ``exact``, a balancer that needs the gradients themselves (Jacobian or
-            features), a gradient scaler, task-specific parameters that are sharded, or a mesh that is not all
-            ranks in one dimension.
+            features), a gradient scaler, task-specific parameters that are sharded, a mesh that is not all
+            ranks in one dimension, or a pass that reaches a parameter which is neither shared nor specific.
     """
 
     def __init__(
@@ -96,6 +96,16 @@ class ShardedBackward(ParallelBackward):
                 raise ValueError(f"parameters must be sharded over all {ranks.count} ranks, found a mesh of {found}")
         self._whole = True  # graphs are kept until `finish`, where ranks agree before they pull
         self._sharded = [is_sharded(p) for p in shared]
+        self._strays: dict[int, Tensor] = {}
+
+    def watch(self, leaves: Iterable[Tensor]) -> None:
+        """Takes the leaves of the losses' graphs: those neither shared nor specific must be FSDP's own.
+
+        Which they are shows in the passes only: FSDP takes the gradients of what it has gathered, and what it
+        leaves would never be summed over ranks.
+        """
+        known = {id(p) for p in self._parameters}
+        self._strays |= {id(leaf): leaf for leaf in leaves if id(leaf) not in known}
 
     def finish(self, names: Sequence[str] = (), shares: Mapping[str, float] | None = None) -> dict[str, Any]:
         kept, before = list(self._kept), [p.grad for p in self._parameters]
@@ -106,12 +116,14 @@ class ShardedBackward(ParallelBackward):
         present, *_ = self._agree(names)
         if not present:
             return {}
-        for p in self._parameters:
+        strays = [(leaf, leaf.grad) for leaf in self._strays.values()]
+        for p in (*self._parameters, *self._strays.values()):
             p.grad = None
         try:
             found = self._weighted(present, kept) if self._ahead else self._balanced(present, kept)
+            self._insist_known()
         finally:
-            for p, gradient in zip(self._parameters, before, strict=True):
+            for p, gradient in (*zip(self._parameters, before, strict=True), *strays):
                 p.grad = gradient
         _accumulate(self._parameters, found)
         self._kept.clear()
@@ -126,6 +138,16 @@ class ShardedBackward(ParallelBackward):
                 "with sharded parameters every rank must give the same losses, as often, found "
                 + "; ".join(f"rank {rank}: {dict(zip(names, other, strict=True))}" for rank, other in enumerate(told))
             )
+
+    def _insist_known(self) -> None:
+        """Raises on every rank if a pass has left a gradient at a stray of one."""
+        found = [tuple(leaf.shape) for leaf in self._strays.values() if leaf.grad is not None]
+        for rank, shapes in enumerate(self._ranks.objects(found)):
+            for shape in shapes:
+                raise ValueError(
+                    f"rank {rank}: every parameter that a loss reaches must be among `shared` or `specific`, found one "
+                    f"of shape {shape} in neither"
+                )
 
     # One pass
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -51,17 +51,32 @@ class Loader(Source):
 
     def shard(self, index: int, count: int) -> None:
         self._part = (index, count)
-        if count == 1 or (self.divided and self._sampler is None):
-            return
-        if self._sampler is None:
+        if count > 1 and not self.divided:
             raise ValueError(
                 f"with {count} processes a loader must have a DistributedSampler (or be given as the data set "
                 f"itself, or as arrays), found {_sampler_name(self.loader)}"
             )
-        found = (self._sampler.rank, self._sampler.num_replicas)
-        if found != (index, count):
+        self._check_sampler(index, count)
+
+    def check_parts(self, index: int, count: int) -> None:
+        self._check_sampler(index, count)
+        sampler = self._sampler
+        # one of the user's own may deal examples in another way than torch's, whose numbers these are
+        if sampler is None or type(sampler).__iter__ is not DistributedSampler.__iter__:
+            return
+        length = len(cast(Sized, sampler.dataset))
+        if sampler.total_size != length:
             raise ValueError(
-                f"the DistributedSampler must be that of rank {index} of {count}, found rank {found[0]} of {found[1]}"
+                f"in evaluation every example must be seen once, found a DistributedSampler that makes "
+                f"{sampler.total_size} of {length}: give the data set itself, or a loader without one"
+            )
+
+    def _check_sampler(self, index: int, count: int) -> None:
+        sampler = self._sampler
+        if sampler is not None and (sampler.rank, sampler.num_replicas) != (index, count):
+            raise ValueError(
+                f"the DistributedSampler must be that of rank {index} of {count}, found rank {sampler.rank} of "
+                f"{sampler.num_replicas}"
             )
 
     def bind(self, tasks: Mapping[str, Task], device: torch.device, where: str, seed: int = 0) -> None:
@@ -164,17 +179,24 @@ class DatasetLoader(Loader):
         dataset: the data set; its `collate`, if it has one, joins examples to a batch.
         batch_size: examples per step over all processes.
         shuffle: whether they are shuffled each epoch, unless they stream.
+
+    A stream, of which nobody can tell whether it is a process's own part, is refused where there are several.
     """
 
     def __init__(self, dataset: Any, batch_size: int, shuffle: bool) -> None:
         super().__init__(loader_over(dataset, batch_size, shuffle))
 
     def shard(self, index: int, count: int) -> None:
-        if self.divided:
-            super().shard(index, count)
-            return
+        self.check_parts(index, count)
         self._part = (index, count)
         self._served = self.loader if count == 1 else _parted(self.loader, index, count)
+
+    def check_parts(self, index: int, count: int) -> None:
+        if self.divided and count > 1:
+            raise ValueError(
+                f"with {count} processes a stream must be given as a DataLoader over this process's own part of it, "
+                f"found a bare {type(self.loader.dataset).__name__}"
+            )
 
 
 class _Portions(Sampler[list[int]]):

@@ -44,10 +44,11 @@ class Source(ABC):
     def shard(self, index: int, count: int) -> None:
         """Makes `steps` serve this process's part of every step, before `bind`.
 
-        A source that is not `divided` must give the same number of steps on every rank, each a part (maybe of
-        no example) of the batches that one process would get, and `Batch.everywhere` where it knows it. One
-        that is divided may end earlier on some ranks than on others. `in_order`, `label_counts` and
-        `examples` do not change.
+        A source that is not `divided` must give the same number of steps on every rank, each a part of the
+        batches that one process would get, and `Batch.everywhere` where it knows it: on all ranks or on none, as
+        they else exchange counts. A part without examples is a batch of size 0 with `everywhere`, or else no
+        batch, ``()``. A source that is divided may end earlier on some ranks than on others. `in_order`,
+        `label_counts` and `examples` do not change.
 
         Args:
             index: this process, from 0.
@@ -61,6 +62,17 @@ class Source(ABC):
                 f"a source must say with `shard` how {count} processes divide its steps, found a "
                 f"{type(self).__name__} without it"
             )
+
+    def check_parts(self, index: int, count: int) -> None:
+        """Refuses to be evaluated by these processes, before `bind`, where `in_order` would not give each example once.
+
+        Args:
+            index: this process, from 0.
+            count: how many evaluate together, 1 for one alone.
+
+        Raises:
+            ValueError: examples would be left out or seen twice.
+        """
 
     @property
     @abstractmethod

@@ -88,13 +88,12 @@ def processes(devices: int | None = None, nodes: int = 1) -> int:
 
 
 def rank_by_environment() -> int:
-    """0 for the process that speaks for all, as torchrun or Fabric says in the environment, or if neither is there."""
+    """0 for the process that speaks for all, as torchrun, Fabric or Slurm says in the environment, or if none does."""
     if _by_torchrun():
         return int(os.environ["RANK"])
-    if "MASTER_PORT" in os.environ:  # a copy that Fabric's launcher started
-        node, local = int(os.environ.get("NODE_RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
-        return node + local
-    return 0
+    if "MASTER_PORT" in os.environ and {"NODE_RANK", "LOCAL_RANK"} & os.environ.keys():  # as Fabric's launcher sets
+        return int(os.environ.get("NODE_RANK", 0)) + int(os.environ.get("LOCAL_RANK", 0))
+    return int(os.environ.get("SLURM_PROCID", 0))
 
 
 def first_error(message: str) -> tuple[str, bool]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,16 +39,24 @@ SIGNAL_STEPS = {"cuda": 50}
 """Steps between agreements of several ranks on signals, by device: each waits for the device. 1 elsewhere."""
 
 
+SIGNAL_ECHO = 2.0
+"""Seconds within which a second signal to one of several ranks is the first again, passed on by their launcher."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Training was stopped by Ctrl-C or SIGTERM after a checkpoint was written to `path`."""
 
     def __init__(self, path: Path, signal_number: int, epoch: int, epochs: int) -> None:
         self.path = path
         self.signal_number = signal_number
+        self._epochs = (epoch, epochs)
         name = signal.Signals(signal_number).name
         super().__init__(
             f"{name} after {epoch} of {epochs} epochs; go on with resume={str(path)!r} and the same arguments"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an exception's own would give the message alone
+        return type(self), (self.path, self.signal_number, *self._epochs)
 
 
 class Run:
@@ -193,7 +204,7 @@ class Run:
                 callback.on_fit_start(self)
             if resume is not None:
                 self.load_state_dict(self.ranks.once(lambda: checkpoint.read(resume)), resume)
-            while self.epoch < self.epochs and not self.stopped:
+            while self.epoch < self.epochs and not self._stopped_anywhere():
                 self._train_epoch(watchers)
                 self._end_epoch()
                 if self._told_to_stop():
@@ -223,8 +234,8 @@ class Run:
                 self._interrupt()
         if not self.step_in_epoch:
             raise ValueError("train: an epoch must hold at least one batch, found none")
-        if self._unseen or self.train.divided:
-            self._unseen = set.intersection(*map(set, self.ranks.objects(sorted(self._unseen))))
+        # always, as whether any is left may differ from rank to rank
+        self._unseen = set.intersection(*map(set, self.ranks.objects(sorted(self._unseen))))
         for name in sorted(self._unseen):
             raise ValueError(f"train: every task must have at least one target, found none for `{name}` in an epoch")
         self._seconds = before + time.perf_counter() - begin
@@ -271,7 +282,7 @@ class Run:
         self.trainer.balancer.observe(row)
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
-        self.stopped = next(filter(None, self.ranks.objects(self.stopped)), "")
+        self._stopped_anywhere()  # before `on_boundary`, which may write it down
         self.epoch += 1
         self.step_in_epoch = 0
         self._seconds = 0.0
@@ -410,6 +421,11 @@ class Run:
 
     # Leaving
 
+    def _stopped_anywhere(self) -> bool:
+        """Whether a callback has stopped any rank; all of them then have its reason."""
+        self.stopped = next(filter(None, self.ranks.objects(self.stopped)), "")
+        return bool(self.stopped)
+
     def _told_to_stop(self) -> bool:
         """Whether any rank was sent a signal; all of them then stop at the same step."""
         if not self.ranks.alone:
@@ -440,26 +456,68 @@ class Run:
 
 @contextmanager
 def _signals(run: Run) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM is noted and obeyed after the step; the second acts at once."""
+    """The first Ctrl-C or SIGTERM is noted and obeyed after the step; the second acts at once.
+
+    Of several ranks, a second one that comes within `SIGNAL_ECHO` means nothing new: launchers pass on what the
+    terminal has sent to all.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number: int, frame: Any) -> None:
-        run.signal_number = number
-        if run.ranks.alone:  # launchers pass on what the terminal has sent to all: a second one means nothing new
-            signal.signal(number, previous[signal.Signals(number)])
+    echoed = math.inf  # until when
 
+    def note(number: int, frame: Any) -> None:
+        nonlocal echoed
+        run.signal_number = number
+        if run.ranks.alone:
+            signal.signal(number, previous[signal.Signals(number)])
+        elif time.monotonic() > echoed:
+            obeyed.set()
+            signal.signal(number, previous[signal.Signals(number)])
+            signal.raise_signal(number)
+        else:
+            echoed = min(echoed, time.monotonic() + SIGNAL_ECHO)
+
+    obeyed = threading.Event()
     try:
         for number in previous:
             signal.signal(number, note)
-        yield
+        with nullcontext() if run.ranks.alone else _last_resort(obeyed):
+            yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
         if run.signal_number and not isinstance(sys.exc_info()[1], Exception):
             signal.raise_signal(run.signal_number)  # it came too late for a checkpoint, not for its sender
+
+
+@contextmanager
+def _last_resort(obeyed: threading.Event) -> Iterator[None]:
+    """Ends the process at a second signal that nobody obeys: a collective that others have left runs no handler."""
+    receiving, sending = socket.socketpair()
+    sending.setblocking(False)
+
+    def watch() -> None:
+        echoed = math.inf
+        while number := receiving.recv(1):  # nothing once the other end is closed
+            if number[0] not in (signal.SIGINT, signal.SIGTERM):
+                continue
+            if time.monotonic() > echoed and not obeyed.wait(1.0):
+                os._exit(128 + number[0])  # as a shell counts one that a signal ended
+            echoed = min(echoed, time.monotonic() + SIGNAL_ECHO)
+
+    before = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        sending.close()
+        watcher.join()
+        receiving.close()
 
 
 @contextmanager

@@ -142,7 +142,7 @@ class Step:
         self._move(live)
         if before is not None:
             self._look_again(batches, look, sums, before)
-        return UpdateInfo(update, sums, {name: counts[name] for name in sums}, weights)
+        return UpdateInfo(update, sums, {name: counts[name] for name in sums}, {name: weights[name] for name in sums})
 
     def _add(self, work: Backward, batches: Sequence[Batch], look: _Look) -> dict[str, Tensor]:
         """The passes of all batches; gives the pooled losses of what can move a parameter."""
@@ -228,16 +228,16 @@ class Step:
             self._add(work, batches, look)
         weights = work.finish(every)
         losses = dict(work.losses)
-        self._settled[key] = list(losses)
         look.metered.update(look.names, losses)
         if not losses:
             return None
+        self._settled[key] = list(losses)
         self._move(live)
         if before is not None:
             self._look_again(batches, look, losses, before)
         counts = {name: look.counts[name] for name in losses}
         totals = {name: loss * (counts[name] / self._weight(name)) for name, loss in losses.items()}
-        return UpdateInfo(update, totals, counts, weights)
+        return UpdateInfo(update, totals, counts, {name: weights[name] for name in losses})
 
     @contextmanager
     def _first_checks(self, ranks: Ranks, names: Sequence[str]) -> Iterator[None]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from polytask.balancing.base import Balancer
-from polytask.balancing.gradients import MODES
+from polytask.balancing.gradients import check_mode
 from polytask.balancing.scalarization.linear import Linear
 from polytask.balancing.sharded import is_sharded
 from polytask.callback import Callback
@@ -78,7 +78,8 @@ class Trainer:
         progress: show a progress display on a terminal.
 
     Raises:
-        ValueError: tasks and heads do not match, a name is unknown, or a number is out of range.
+        ValueError: tasks and heads do not match, a name is unknown, a number is out of range, or the balancer
+            would not heed `gradients`.
         TypeError: an optimizer factory is not callable, or an argument has the wrong type.
 
     >>> import torch, polytask as pt
@@ -146,7 +147,7 @@ class Trainer:
         self.callbacks = tuple(callbacks)
         self.batch_size = batch_size
         self.seed = seed
-        one_of("gradients", gradients, MODES)
+        check_mode(self.balancer, gradients)
         whole("accumulate", accumulate, 1)
         self.gradients = gradients
         self.accumulate = accumulate
@@ -291,6 +292,7 @@ class Trainer:
 
     def _source(self, data: Any, where: str) -> Source:
         source = as_source(data, self.tasks, batch_size=self.batch_size, shuffle=False, where=where)
+        source.check_parts(self.ranks.index, self.ranks.count)
         source.bind(self.tasks, self.device, where, self.seed)
         return source
 

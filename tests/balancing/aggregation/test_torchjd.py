@@ -104,7 +104,23 @@ def test_it_can_be_copied_and_says_what_it_is(method):
     copied = copy.deepcopy(balancer)
     assert type(copied) is type(balancer)
     assert torch.equal(copied.combine(_evidence()), balancer.combine(_evidence()))
-    assert balancer.describe() == {"balancer": "TorchJD", "method": repr(method)}
+    assert balancer.describe() == {"balancer": "TorchJD", "method": repr(method), "seed": 0}
+
+
+@pytest.mark.parametrize("method", [aggregation.Random(), aggregation.RandomWeighting(), scalarization.Random()])
+def test_draws_are_the_balancer_s_own_and_resume(method):
+    """The global generator, which differs between ranks, neither tells nor is touched."""
+    one, other, third = TorchJD(method), TorchJD(method), TorchJD(method, seed=1)
+    found = []
+    for balancer, seed in ((one, 1), (other, 2), (third, 1)):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append([balancer.combine(_evidence()) for _ in range(3)])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert same(found[0], found[1]) and not same(found[0], found[2]) and not torch.equal(found[0][0], found[0][1])
+    resumed = TorchJD(method, seed=5)
+    resumed.load_state_dict(one.state_dict())
+    assert same(resumed.combine(_evidence()), other.combine(_evidence()))
 
 
 def test_refusals():
@@ -112,6 +128,8 @@ def test_refusals():
         TorchJD("UPGrad")
     with pytest.raises(TypeError, match="of TorchJD, found the class UPGrad"):
         TorchJD(aggregation.UPGrad)
+    with pytest.raises(ValueError, match="`seed` must be at least 0, found -1"):
+        TorchJD(aggregation.PCGrad(), seed=-1)
     with (
         mock.patch.dict(sys.modules, {"torchjd.aggregation": None}),
         pytest.raises(ImportError, match="needs the library TorchJD, found none: pip install torchjd"),

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from polytask.balancing.base import Aggregator, Evidence, JacobianAggregator, Needs, Scalarizer
+from polytask.errors import at_least
+
+
+class _Draws:
+    """A random stream in the place of torch's global one, from which TorchJD's methods draw."""
+
+    def __init__(self, seed: int) -> None:
+        at_least("seed", seed, 0)
+        self.state = torch.Generator().manual_seed(seed).get_state()
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[None]:
+        """What is drawn inside, on the host or the device, depends on `state` alone, and moves it on."""
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.random.set_rng_state(self.state)
+            if devices:
+                torch.cuda.manual_seed(int(torch.randint(2**62, ())))
+            yield
+            self.state = torch.random.get_rng_state()
 
 
 @final
@@ -26,14 +47,17 @@ class TorchJD(JacobianAggregator):
     step and ``step`` (DWA) at the end of each epoch. Limits: a method that holds a number for every objective takes no
     step in which one is absent; state that a method keeps outside its parameters and buffers (averages,
     optimizers, earlier weights) is not in the checkpoint, so resuming is exact for methods without any.
-    polytask's own methods have neither limit.
+    polytask's own methods have neither limit. Methods that draw from torch's global generator are given a stream of
+    the balancer's own in its place, which resumes exactly and is the same on all ranks.
 
     Args:
         aggregator: an instance, for example ``torchjd.aggregation.UPGrad()``.
         lr: learning rate of a scalarizer's own parameters.
+        seed: of the draws, at least 0.
 
     Raises:
         ImportError: TorchJD is not installed.
+        ValueError: a negative seed.
         TypeError: not an aggregator, weighting or scalarizer of TorchJD.
 
     >>> from torchjd.aggregation import UPGrad
@@ -42,48 +66,66 @@ class TorchJD(JacobianAggregator):
     tensor([0.2929, 1.9004, 1.9004])
     """
 
-    keeps = "a scalarizer's learned parameters"
+    keeps = "a scalarizer's learned parameters, and a random stream"
 
-    def __new__(cls, aggregator: Any = None, lr: float = 0.025) -> Any:
+    def __new__(cls, aggregator: Any = None, lr: float = 0.025, seed: int = 0) -> Any:
         if aggregator is None:  # a copy is being made
             return super().__new__(cls)
         kind = _kind(aggregator)
         if kind == "weighting":
-            return _Weighting(aggregator)
-        return _Scalarizer(aggregator, lr) if kind == "scalarizer" else super().__new__(cls)
+            return _Weighting(aggregator, seed)
+        return _Scalarizer(aggregator, lr, seed) if kind == "scalarizer" else super().__new__(cls)
 
-    def __init__(self, aggregator: Any, lr: float = 0.025) -> None:
+    def __init__(self, aggregator: Any, lr: float = 0.025, seed: int = 0) -> None:
         _kind(aggregator)  # None passes `__new__`, for the sake of copies
         super().__init__()
         self.aggregator = aggregator
+        self.seed = seed
+        self._draws = _Draws(seed)
 
     def combine(self, evidence: Evidence) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), self._draws.on(evidence.rows.device):
             return self.aggregator(evidence.rows)
 
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"draws": self._draws.state}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._draws.state = state["draws"]
+
     def describe(self) -> dict[str, Any]:
-        return _describe(self.aggregator)
+        return _describe(self.aggregator, self.seed)
 
 
 @final
 class _Weighting(Aggregator):
-    def __init__(self, weighting: Any) -> None:
+    def __init__(self, weighting: Any, seed: int) -> None:
         super().__init__()
         self.weighting = weighting
+        self.seed = seed
+        self._draws = _Draws(seed)
 
     def combine(self, evidence: Evidence) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), self._draws.on(evidence.gramian.device):
             return self.weighting(evidence.gramian)
 
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"draws": self._draws.state}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._draws.state = state["draws"]
+
     def describe(self) -> dict[str, Any]:
-        return _describe(self.weighting)
+        return _describe(self.weighting, self.seed)
 
 
 @final
 class _Scalarizer(Scalarizer):
-    def __init__(self, scalarizer: Any, lr: float) -> None:
+    def __init__(self, scalarizer: Any, lr: float, seed: int) -> None:
         super().__init__()
         self.scalarizer = scalarizer
+        self.seed = seed
+        self._draws = _Draws(seed)
         self._updates = hasattr(scalarizer, "update")
         if self._updates:
             self.needs = Needs.LOSSES | Needs.LOSSES_AFTER
@@ -93,7 +135,7 @@ class _Scalarizer(Scalarizer):
     def combine(self, evidence: Evidence) -> Tensor:
         losses = evidence.losses.clone().requires_grad_()
         own = [] if self._optimizer is None else self._optimizer.param_groups[0]["params"]
-        with torch.enable_grad():
+        with torch.enable_grad(), self._draws.on(losses.device):
             value = self.scalarizer(losses)
         weights, *gradients = torch.autograd.grad(value, [losses, *own])
         if self._optimizer is not None:
@@ -112,14 +154,16 @@ class _Scalarizer(Scalarizer):
             self.scalarizer.step()
 
     def get_extra_state(self) -> dict[str, Any]:
-        return {} if self._optimizer is None else {"optimizer": copy.deepcopy(self._optimizer.state_dict())}
+        learned = {} if self._optimizer is None else {"optimizer": copy.deepcopy(self._optimizer.state_dict())}
+        return {"draws": self._draws.state} | learned
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._draws.state = state["draws"]
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
 
     def describe(self) -> dict[str, Any]:
-        return _describe(self.scalarizer)
+        return _describe(self.scalarizer, self.seed)
 
 
 def _kind(method: Any) -> str:
@@ -136,5 +180,5 @@ def _kind(method: Any) -> str:
     raise TypeError(f"`aggregator` must be an aggregator, weighting or scalarizer of TorchJD, found {found}")
 
 
-def _describe(method: nn.Module) -> dict[str, Any]:
-    return {"balancer": "TorchJD", "method": repr(method)}
+def _describe(method: nn.Module, seed: int) -> dict[str, Any]:
+    return {"balancer": "TorchJD", "method": repr(method), "seed": seed}
