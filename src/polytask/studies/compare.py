@@ -88,7 +88,7 @@ def plan(
             raise ValueError(f"unknown key `{key}`: {nearest(str(key), COMPARE_KEYS)}")
     methods, baseline = content.pop("methods", None), content.pop("baseline", None)
     chosen = content.pop("seeds", [content.get("seed", 0)])
-    chosen = _checked_seeds(chosen if seeds is None else seeds)
+    chosen = checked_seeds(chosen if seeds is None else seeds)
     if not isinstance(methods, Mapping) or not methods:
         raise ValueError("a comparison must have `methods`: {name: what it changes}, found none")
     if baseline is not None and baseline not in methods:
@@ -139,7 +139,7 @@ def compare(
     todo = list(made.jobs(target))
     for job in todo if not overwrite else ():
         check_same(job.folder, job.config)
-    _check_data(job for job in todo if not finished(job.folder))
+    check_data(job for job in todo if not finished(job.folder))
     probe(target)
     _write(made, target)
     records = run_all(todo, jobs=jobs, overwrite=overwrite, progress=progress)
@@ -184,7 +184,7 @@ def _method(name: str, base: spec.Config, change: Any, overrides: spec.Overrides
     return resolved
 
 
-def _check_data(todo: Iterable[Job]) -> None:
+def check_data(todo: Iterable[Job]) -> None:
     """Loads every data set once, so that missing files are told before anything is written."""
     known: list[Any] = []
     for job in todo:
@@ -194,7 +194,8 @@ def _check_data(todo: Iterable[Job]) -> None:
             as_splits(built.data.load(), type(built.data).__name__)
 
 
-def _checked_seeds(seeds: Any) -> list[int]:
+def checked_seeds(seeds: Any) -> list[int]:
+    """The seeds of a study; raises `ValueError` unless they are different whole numbers of at least 0."""
     if not isinstance(seeds, Sequence) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
         raise ValueError(f"`seeds` must be a list of at least one whole number, each at least 0, found {seeds!r}")
     if len(set(seeds)) < len(seeds):

@@ -11,6 +11,7 @@ import torch
 from polytask.batch import map_inputs, tensors_of
 from polytask.data.source import Source
 from polytask.models.base import Model
+from polytask.objective import Context, Objective
 from polytask.task import Prediction, Task
 from polytask.training.features import FeatureCache
 from polytask.training.meter import Meter
@@ -59,6 +60,43 @@ def evaluate(
                 meter.keep(name, outputs[name], target)
         start += batch.size
     return meter.figures()
+
+
+def objective_values(
+    model: Model,
+    tasks: Mapping[str, Task],
+    objectives: Mapping[str, Objective],
+    source: Source,
+    chunk: int,
+    autocast: Autocast,
+) -> dict[str, float]:
+    """``<objective>/value``: each objective's mean over the examples, without its fixed weight.
+
+    The model must be in eval mode. An objective may take gradients, so they are not switched off.
+
+    Args:
+        model: the network.
+        tasks: tasks by name.
+        objectives: the terms beside the losses, by name.
+        source: bound examples; every one is seen once, in order.
+        chunk: examples per forward pass.
+        autocast: makes the context of the forward pass.
+    """
+    sums, examples = dict.fromkeys(objectives, 0.0), 0
+    for batch in source.in_order(chunk) if objectives else ():
+        names = [name for name in tasks if batch.counts.get(name)]
+        with autocast():
+            if model.boundary:
+                features = model.features(batch.inputs, batch.source)
+                read = batch.inputs if model.heads_read_inputs else None
+                outputs = {name: model.head(name, features, read) for name in names}
+            else:
+                features, outputs = None, model(batch.inputs, names, batch.source) if names else {}
+            context = Context(model, batch, features, outputs)
+            for name, objective in objectives.items():
+                sums[name] += objective(context).item() * batch.size
+        examples += batch.size
+    return {f"{name}/value": total / examples for name, total in sums.items()}
 
 
 @torch.no_grad()
