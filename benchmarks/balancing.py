@@ -1,12 +1,17 @@
 """Balancing: whole steps beside TorchJD's and the bare cost, aggregators alone, memory.
 
 `python balancing.py --rounds 3 --methods MGDA UPGrad` for a quick look.
+
+One thread, and its processor time: other work on the machine slows it, but is not counted. glibc's allocator hands
+large blocks back to the system and faults them in anew; whether a candidate suffers depends on what ran before it in
+the process. So steps are timed with freed memory kept, and those of LeNet as the allocator comes as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import io
 import time
 import warnings
@@ -29,7 +34,8 @@ from polytask.training.cost import peak_memory
 BATCH, STEPS, PARAMETERS, SIZES = 256, 3, 100_000, (2, 3, 10, 40)
 FAST_AT_40 = ("NashMTL", "ConFIG", "PCGrad", "GradVac")
 OUR_DEFAULTS = {"CAGrad": {"c": 0.5}, "FairGrad": {"alpha": 1.0}, "GradVac": {"beta": 0.01}}  # where TorchJD's differ
-NOISE = "Medians over rounds of ratios within a round; on a shared machine their quartiles are the error bar."
+NOISE = "Processor time; medians over rounds of ratios within a round, and their quartiles."
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
 
 
 def ours(name: str) -> Aggregator:
@@ -115,9 +121,11 @@ def fill(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> Non
         parameter.grad = gradient
 
 
-def lenet() -> Case:
+def lenet(layout: torch.memory_format = torch.contiguous_format) -> Case:
     heads = nn.ModuleList(nn.Linear(50, 10) for _ in range(2))
-    return Case(pt.models.LeNet(), heads, torch.rand(BATCH, 1, 28, 28), torch.randint(10, (2, BATCH)))
+    trunk = pt.models.LeNet()
+    trunk.to(memory_format=layout)  # pyright: ignore[reportCallIssue] (its overloads lack it)
+    return Case(trunk, heads, torch.rand(BATCH, 1, 28, 28), torch.randint(10, (2, BATCH)))
 
 
 def mlp() -> Case:
@@ -132,14 +140,16 @@ def steps(case: Case, title: str, methods: Sequence[str], target: float, rounds:
         own, foreign = ours(name), theirs(name, len(case.names))
         work[f"{name} ours"] = lambda own=own: case.ours(own)
         work[f"{name} TorchJD"] = lambda foreign=foreign: case.theirs(foreign)
-    slow = torchjd.aggregation.Sum()
-    work["one by one"] = lambda: case.theirs(slow, chunk=1)
+    plain = torchjd.aggregation.Sum()
+    work["their sum"] = lambda: case.theirs(plain)
+    work["one by one"] = lambda: case.theirs(plain, chunk=1)
     with chatter_off():
-        times = measure({name: several(one) for name, one in work.items()}, rounds)
+        times = measure({name: several(one) for name, one in work.items()}, rounds, time.process_time)
     rows = [
         ratio("bare: forward, heads, K pulls kept", times["bare"], times["bare"]),
         ratio("bare, each pull dropped at once / bare", times["bare, dropped"], times["bare"]),
         ratio("TorchJD's Sum with parallel_chunk_size=1 / bare", times["one by one"], times["bare"]),
+        ratio("bare / TorchJD's Sum", times["bare"], times["their sum"]),
     ]
     rows += [ratio(f"{n} / bare", times[f"{n} ours"], times["bare"], 1.10) for n in methods]
     rows += [ratio(f"{n} / TorchJD", times[f"{n} ours"], times[f"{n} TorchJD"], target) for n in methods]
@@ -160,8 +170,8 @@ def per_call(name: str, one: Callable[[], object], least: float = 0.01) -> Calla
     """Seconds of one call, from as many as fill a hundredth of a second."""
 
     def work() -> dict[str, float]:
-        begin, calls = time.perf_counter(), 0
-        while (spent := time.perf_counter() - begin) < least or not calls:
+        begin, calls = time.process_time(), 0
+        while (spent := time.process_time() - begin) < least or not calls:
             one()
             calls += 1
         return {name: spent / calls}
@@ -180,34 +190,38 @@ def chatter_off() -> Iterator[None]:
 def alone(methods: Sequence[str], tasks: int, rounds: int) -> None:
     """The aggregators alone: a Jacobian to one gradient."""
     jacobian = torch.randn(tasks, PARAMETERS) + 0.3 * torch.randn(PARAMETERS)
+    names = [f"task {k}" for k in range(tasks)]
     times: dict[str, list[float]] = {}
     with chatter_off():
         for name in methods:
-            own, foreign = prepared(name, tasks), theirs(name, tasks)
-            times |= measure(
-                {
-                    f"{name} ours": per_call(f"{name} ours", lambda own=own: gradient(own, jacobian)),
-                    f"{name} TorchJD": per_call(f"{name} TorchJD", lambda foreign=foreign: foreign(jacobian)),
-                },
-                rounds,
-            )
-    target = {name: 0.2 if tasks == 40 and name in FAST_AT_40 else 1.0 for name in methods}
+            own, foreign = ours(name), theirs(name, tasks)
+            own.setup(names)
+            work = {
+                f"{name} ours": lambda own=own: gradient(own, names, jacobian),
+                f"{name} TorchJD": lambda foreign=foreign: foreign(jacobian),
+                f"{name} floor": lambda: (jacobian @ jacobian.T)[0] @ jacobian,
+            }
+            times |= measure({figure: per_call(figure, one) for figure, one in work.items()}, rounds)
+    fast = [name for name in methods if tasks == 40 and name in FAST_AT_40]
+    target = {name: 0.2 if name in fast else 1.0 for name in methods}
     rows = [ratio(f"{n} / TorchJD", times[f"{n} ours"], times[f"{n} TorchJD"], target[n]) for n in methods]
+    rows += [ratio(f"JJᵀ and wᵀJ / TorchJD's {n}", times[f"{n} floor"], times[f"{n} TorchJD"]) for n in fast]
     show(f"Aggregators alone, K = {tasks}, {PARAMETERS:,} parameters", rows, NOISE)
 
 
-def prepared(name: str, tasks: int) -> Aggregator:
-    made = ours(name)
-    made.setup([f"task {k}" for k in range(tasks)])
-    return made
-
-
-def gradient(aggregator: Aggregator, jacobian: Tensor) -> Tensor:
+def gradient(aggregator: Aggregator, names: Sequence[str], jacobian: Tensor) -> Tensor:
     """All that lies between a Jacobian and the shared block's gradient."""
-    names = [f"task {k}" for k in range(len(jacobian))]
     values = list(torch.ones(len(jacobian))) if Needs.LOSSES in aggregator.needs else None
     combined = torch.as_tensor(aggregator.combine(Evidence(names, values, jacobian=jacobian)))
     return combined if isinstance(aggregator, JacobianAggregator) else combined @ jacobian
+
+
+def keep_memory() -> bool:
+    """Lets glibc keep what is freed, from now on; False where there is another C library."""
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    return all(library.mallopt(option, 2**31 - 1) for option in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
 
 
 def memory(case: Case) -> None:
@@ -235,13 +249,18 @@ def memory(case: Case) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--methods", nargs="*", metavar="NAME")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     methods, rounds = matched(arguments.methods), arguments.rounds
-    steps(lenet(), f"LeNet, batch {BATCH}, K = 2", methods, 0.75, rounds)
+    title = f"LeNet, batch {BATCH}, K = 2"
+    steps(lenet(), f"{title}, allocator as it comes", methods, 0.75, rounds)
+    if not keep_memory():
+        print("not glibc: the allocator stays as it is")
+    steps(lenet(), title, methods, 0.75, rounds)
+    steps(lenet(torch.channels_last), f"{title}, channels last", methods, 0.75, rounds)
     steps(mlp(), f"MLP 100-256-256-128, batch {BATCH}, K = 10", methods, 0.92, rounds)
     for tasks in SIZES:
         alone(methods, tasks, rounds)

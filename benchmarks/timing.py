@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -56,14 +57,21 @@ def side_by_side(
     return [ratio(name, times[name], times[reference], (targets or {}).get(name)) for name in times]
 
 
-def measure(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round, by figure; for callers that compare one figure with several others."""
+def measure(
+    candidates: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of every round, by figure; for callers that compare one figure with several others.
+
+    Every round has an order of its own, so that none always inherits the same candidate's caches and heap.
+    """
     times: dict[str, list[float]] = {}
+    order, stream = list(candidates), random.Random(0)
     for counted in (False, *[True] * rounds):
-        for name, work in candidates.items():
-            begin = time.perf_counter()
-            own = work()
-            figures = own if isinstance(own, dict) else {name: time.perf_counter() - begin}
+        stream.shuffle(order)
+        for name in order:
+            begin = clock()
+            own = candidates[name]()
+            figures = own if isinstance(own, dict) else {name: clock() - begin}
             for figure, seconds in figures.items() if counted else ():
                 times.setdefault(figure, []).append(seconds)
     return times

@@ -1,7 +1,14 @@
 import pytest
+from tests.helpers import data
+from torch import nn
 
-from polytask.catalog import KINDS, catalog
+import polytask as pt
+from polytask.catalog import KINDS, Cost, catalog
 from polytask.studies.spec import find_class
+from polytask.training.cost import peak_memory
+
+BALANCERS = [entry for entry in catalog("balancer") if entry.name != "TorchJD"]  # which is what it is given
+NAMES = "abc"
 
 
 def test_every_kind_has_its_members():
@@ -37,3 +44,80 @@ def test_every_kind_of_evidence_has_words():
     from polytask.catalog import _EVIDENCE
 
     assert set(_EVIDENCE) == set(Needs)
+
+
+class Counted(nn.Linear):
+    """Counts the passes through it."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.forwards = self.backwards = 0
+
+    def forward(self, x):
+        self.forwards += 1
+        y = super().forward(x)
+        if y.grad_fn is not None:  # a hook on y would fire where the pass ends at y, too
+            y.grad_fn.register_hook(self._count)
+        return y
+
+    def _count(self, *_):
+        self.backwards += 1
+
+
+def one_step(balancer, gradients="exact", width=8):
+    """A step with three tasks; gives the counting trunk and heads, and the step itself."""
+    trunk, outputs = Counted(width, width), {"a": 1, "b": 3, "c": 1}
+    heads = {name: Counted(4, outputs[name]) for name in NAMES}
+    tasks = [pt.binary("a"), pt.classification("b", 3), pt.regression("c")]
+    shared = nn.Sequential(nn.Linear(3, width), trunk, nn.Linear(width, 4))
+    trainer = pt.Trainer(
+        pt.models.HardSharing(shared, heads), tasks, balancer=balancer, gradients=gradients, batch_size=8,
+        progress=False,
+    )  # fmt: skip
+    return trunk, list(heads.values()), lambda: trainer.fit(data(8, NAMES), epochs=1)
+
+
+@pytest.mark.parametrize("entry", BALANCERS, ids=lambda entry: entry.name)
+def test_the_passes_that_are_told_are_those_that_are_made(entry):
+    trunk, heads, step = one_step(entry.cls())
+    step()
+    number = {"1": 1, "K": 3}
+    assert trunk.forwards == entry.cost.forward and trunk.backwards == number[entry.cost.trunk]
+    assert {(head.forwards, head.backwards) for head in heads} == {(entry.cost.forward, entry.cost.heads)}
+
+
+@pytest.mark.parametrize("entry", BALANCERS, ids=lambda entry: entry.name)
+def test_only_the_modes_that_are_told_make_it_cheaper(entry):
+    for mode, trunk_passes in (("features", 1), ("low_memory", None)):
+        trunk, _, step = one_step(entry.cls(), mode)
+        if mode in entry.cost.modes:
+            step()
+            assert trunk.backwards == trunk_passes or (trunk_passes is None and trunk.backwards > 3)
+        elif entry.cost.trunk == "K" and "features" in entry.cost.modes:
+            with pytest.raises(ValueError, match="low_memory"):
+                step()
+        else:  # the mode makes no difference
+            step()
+            assert trunk.backwards == {"1": 1, "K": 3}[entry.cost.trunk]
+
+
+@pytest.mark.parametrize("entry", BALANCERS, ids=lambda entry: entry.name)
+def test_as_many_shared_gradients_are_kept_as_told(entry):
+    width = 400
+    _, _, step = one_step(entry.cls(), width=width)
+    kept = peak_memory(step) / (4 * width * width)  # in sizes of the shared block, next to which all else is small
+    assert kept >= 3 if entry.cost.gradients == "K" else 1 <= kept < 2.5
+
+
+@pytest.mark.parametrize("entry", catalog("balancer"), ids=lambda entry: entry.name)
+def test_what_goes_into_the_checkpoint_is_told(entry):
+    stateful = "get_extra_state" in vars(entry.cls) or entry.name == "TorchJD"
+    assert bool(entry.keeps) is stateful and "\n" not in entry.keeps
+    if entry.name != "TorchJD":
+        assert stateful or not [*entry.cls().buffers(), *entry.cls().parameters()]
+
+
+def test_costs_have_words():
+    assert str(Cost.of(pt.scalarization.FAMO)).startswith("2 forward; backward: trunk 1, each head 1; 1 shared")
+    assert str(Cost.of(pt.aggregation.MGDA)).endswith("K shared gradients kept")
+    assert catalog("schedule")[0].cost is None

@@ -105,6 +105,50 @@ def test_compare_reports(tmp_path, capsys):
     assert list(yaml.safe_load(capsys.readouterr().out)["methods"]) == ["single-task", "joint"]
 
 
+def test_compare_takes_methods_by_name(tmp_path, capsys):
+    path = written(tmp_path / "t.yaml", TRAIN)  # a file to train is enough
+    words = ["--methods", "MGDA", "AlternateBatches", "--weights", "2", "--out", str(tmp_path / "c"), "--jobs", "1"]
+    assert main(["compare", *words, path]) == 0
+    out, err = capsys.readouterr()
+    named = ["single-task", "joint", "MGDA", "AlternateBatches"]
+    assert "6 of 6 runs" in err and "weights, chosen on validation data: " in " ".join(out.split())
+    assert all(name in out for name in (*named, "weights, chosen"))
+    study = json.loads((tmp_path / "c" / "study.json").read_text())
+    assert study["baseline"] == "single-task" and list(study["methods"])[:4] == named
+    assert study["sweep"] == ["joint", "weights 0.667/1.333", "weights 1.333/0.667"]
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert main(["report", str(tmp_path / "c")]) == 0 and "weights, chosen" in capsys.readouterr().out
+    assert all(point in page for point in study["sweep"])
+
+
+@pytest.mark.parametrize("words", [
+    ["{}", "--methods", "slow one", "MGDA"], ["--methods", "slow one", "MGDA", "{}"], ["--methods=slow one,MGDA", "{}"],
+    ["--methods", "[slow one, MGDA]", "--epochs", "1", "{}"],
+])  # fmt: skip
+def test_methods_are_listed_in_any_form(words, tmp_path, capsys):
+    path = written(tmp_path / "c.yaml", TRAIN | {"methods": {"slow one": {"epochs": 9}, "other": None}})
+    words = [word.replace("{}", path) for word in words]
+    assert main(["compare", *words, "--weights", "1", "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert list(printed["methods"]) == ["single-task", "joint", "slow one", "MGDA"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods", "MGAD"], "unknown method `MGAD`: did you mean `MGDA`?"),
+        (["--methods", "--seeds", "0"], "`--methods` must be given a value, found none"),
+        (["--methods"], "`--methods` must be given a value, found none"),
+        (["--methods", "MGDA", "--weights", "0"], "`weights` must be at least 1, found 0"),
+        (["--methods", "MGDA", "--weights", "1,2"], "`--weights` must be one whole number, found '1,2'"),
+        (["--methods", "MGDA", "--trainer.balancer", "FAMO"], "method `MGDA`: it must keep its own balancer"),
+    ],
+)
+def test_a_wrong_list_of_methods_is_refused(words, message, train_yaml, tmp_path, capsys):
+    assert message in refused(capsys, "compare", train_yaml, "--out", tmp_path / "x", *words)
+    assert not (tmp_path / "x").exists()
+
+
 def test_compare_tells_when_runs_fail(tmp_path, capsys):
     stopping = {"class_path": "EarlyStopping", "init_args": {"monitor": "validation/los"}}
     methods = {"joint": None, "wrong": {"trainer": {"callbacks": [stopping]}}}
@@ -203,6 +247,11 @@ def test_methods_and_datasets_list_what_there_is(capsys):
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
     assert "AlternateEpochs" in out and "MGDA" in out and "https://arxiv.org/abs/2312.16340" in out
+    told = out[out.index("  FAMO") : out.index("  FairGrad")]
+    for line in ("needs losses, losses after the step", "costs 2 forward; backward: trunk 1", "keeps a learned logit"):
+        assert line in told
+    assert "needs task gradients (exact, features, low_memory)" in out
+    assert max(map(len, out.splitlines())) <= 100
     assert main(["datasets"]) == 0
     out = capsys.readouterr().out
     assert "MultiMNIST" in out and "needs the files train-images-idx3-ubyte" in out

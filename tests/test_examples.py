@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +23,9 @@ def _example(name: str) -> ModuleType:
 
 
 def test_every_example_is_run_here():
-    assert {path.stem for path in FOLDER.glob("*.py")} == {"plain_loop", "accumulating_loop", "lightning_module"}
+    assert {path.stem for path in FOLDER.glob("*.py")} == {
+        "plain_loop", "accumulating_loop", "lightning_module", "data_parallel", "distributed_loop",
+    }  # fmt: skip
 
 
 def test_plain_loop():
@@ -33,6 +38,18 @@ def test_accumulating_loop():
     assert len(seen) == 16 and seen[-1] < seen[0]
 
 
+def test_distributed_loop():
+    """Two processes under torchrun print what one process finds."""
+    seen = _example("distributed_loop").train(30)
+    assert seen[-1] < seen[0]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, FOLDER / "distributed_loop.py"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, last = map(float, re.findall(r"\d+\.\d+", done.stdout))
+    assert first == pytest.approx(seen[0], abs=1e-4)
+    assert last == pytest.approx(_example("distributed_loop").train()[-1], abs=1e-3)
+
+
 # Lightning calls a part of torch that torch has deprecated, and advises on workers that so small a set needs not
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:The number of training batches")
@@ -40,3 +57,8 @@ def test_lightning_module(tmp_path: Path):
     pytest.importorskip("pytorch_lightning")
     seen = _example("lightning_module").train(3, default_root_dir=tmp_path)
     assert len(seen) == 12 and seen[-1] < seen[0]
+
+
+def test_data_parallel():  # by several processes: tests/training/test_parallel.py
+    history = _example("data_parallel").trained(4).history
+    assert history[-1]["validation/loss"] < history[0]["validation/loss"]

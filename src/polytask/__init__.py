@@ -9,6 +9,7 @@ from polytask.callback import Callback
 from polytask.data import Arrays
 from polytask.metrics import Metric
 from polytask.objective import Objective
+from polytask.ranks import Ranks
 from polytask.task import Prediction, Task, binary, classification, multilabel, regression
 from polytask.training import History, Interrupted, Trainer, callbacks
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Accumulator", "Arrays", "Batch", "Callback", "History", "Interrupted", "Metric", "Objective", "Prediction", "Task",
-    "Trainer", "aggregation", "balance", "binary", "callbacks", "classification", "compare", "data", "distillation",
-    "front", "load", "models", "multilabel", "regression", "scalarization", "schedules", "sparsify",
+    "Accumulator", "Arrays", "Batch", "Callback", "History", "Interrupted", "Metric", "Objective", "Prediction",
+    "Ranks", "Task", "Trainer", "aggregation", "balance", "binary", "callbacks", "classification", "compare", "data",
+    "distillation", "front", "load", "models", "multilabel", "regression", "scalarization", "schedules", "sparsify",
 ]  # fmt: skip
 
 _STUDIES = ("compare", "front", "load", "sparsify")

@@ -40,10 +40,12 @@ class Callback:
 
     Attributes:
         observes_only: True for displays and logs, which change nothing: a checkpoint takes no notice of them,
-            so that a run may be resumed with others.
+            so that a run may be resumed with others, and of several processes only the first runs them.
 
     `run` gives the model, the history, the optimizers, `run.epoch`, `run.step`, `run.stop(reason)` and
-    `run.save(path)`. A callback may be reused in another fit: `on_fit_start` must reset it.
+    `run.save(path)`. Of several processes each runs its own copy, with the same figures: write files where
+    `run.ranks.first`, or within `run.ranks.once(...)`. A callback may be reused in another fit: `on_fit_start` must
+    reset it.
     """
 
     observes_only: bool = False

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from polytask.balancing.base import Balancer, Needs
+from polytask.balancing.base import Aggregator, Balancer, CotangentAggregator, JacobianAggregator, Needs
 from polytask.callback import Callback
 from polytask.data.base import DataSet
 from polytask.models.base import Model
@@ -27,6 +27,49 @@ KINDS: dict[str, tuple[tuple[str, ...], type]] = {
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What one training step costs with a balancer, for K tasks; "K" where it grows with them.
+
+    Attributes:
+        forward: forward passes, the second one without gradients.
+        trunk: backward passes through the shared block.
+        heads: backward passes through each task's own block.
+        gradients: gradients of the shared block that are kept at once.
+        modes: the trainer's ``gradients=`` that make it cheaper: ``features``, 1 pass through the trunk;
+            ``low_memory``, about 1 shared gradient, for more passes.
+    """
+
+    forward: int
+    trunk: str
+    heads: int
+    gradients: str
+    modes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, balancer: type[Balancer]) -> Cost:
+        """The cost that a balancer's kind and needs entail; see `polytask.balancing.gradients.Backward`."""
+        forward = 2 if Needs.LOSSES_AFTER in balancer.needs else 1
+        if issubclass(balancer, CotangentAggregator):
+            return cls(forward, "1", 1, "1")
+        if issubclass(balancer, Aggregator) and not balancer.needs & _OF_GRADIENTS:
+            return cls(forward, "1", 2, "1")  # shared and specific gradients are taken apart
+        if issubclass(balancer, Aggregator):
+            cheaper = ("features",) if issubclass(balancer, JacobianAggregator) else ("features", "low_memory")
+            return cls(forward, "K", 1, "K", cheaper)
+        if Needs.NORMS in balancer.needs:
+            return cls(forward, "K", 1, "K")
+        return cls(forward, "1", 1, "1")
+
+    def __str__(self) -> str:
+        passes = f"{self.forward} forward; backward: trunk {self.trunk}, each head {self.heads}"
+        kept = f"{self.gradients} shared gradient{'' if self.gradients == '1' else 's'} kept"
+        return f"{passes}; {kept}"
+
+
+_OF_GRADIENTS = Needs.NORMS | Needs.GRAMIAN | Needs.JACOBIAN | Needs.COTANGENTS
+
+
+@dataclass(frozen=True)
 class Entry:
     """One thing polytask offers.
 
@@ -38,6 +81,8 @@ class Entry:
         needs: what it must be given that not every setting has, such as ``gradients`` or files; "" if nothing.
         paper: a link, or "".
         cls: the class.
+        cost: what a step costs with a balancer; None for other kinds.
+        keeps: what a balancer learns or remembers, and the checkpoint holds; "" if nothing.
     """
 
     kind: str
@@ -47,6 +92,8 @@ class Entry:
     needs: str
     paper: str
     cls: type
+    cost: Cost | None = None
+    keeps: str = ""
 
 
 def catalog(kind: str | None = None) -> list[Entry]:
@@ -76,7 +123,8 @@ def _entries(kind: str, packages: tuple[str, ...], contract: type) -> list[Entry
 
 def _entry(kind: str, package: str, cls: type) -> Entry:
     text = inspect.getdoc(cls) or ""
-    return Entry(kind, cls.__name__, f"{package}.{cls.__name__}", _summary(text), _needs(cls), _paper(text), cls)
+    entry = Entry(kind, cls.__name__, f"{package}.{cls.__name__}", _summary(text), _needs(cls), _paper(text), cls)
+    return replace(entry, cost=Cost.of(cls), keeps=cls.keeps) if issubclass(cls, Balancer) else entry
 
 
 def _summary(text: str) -> str:
@@ -86,7 +134,7 @@ def _summary(text: str) -> str:
 
 
 def _paper(text: str) -> str:
-    link = re.search(r"https?://(?:arxiv\.org|doi\.org)/[^\s>`)]+", text)
+    link = re.search(r"https?://(?:arxiv\.org|doi\.org|openreview\.net)/[^\s>`)]+", text)
     return link[0].rstrip(".,;:") if link else ""
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -26,8 +28,17 @@ if TYPE_CHECKING:
 
 COMPARE_HELP = (
     "The file of a comparison holds these settings as defaults, and besides: methods: {name: the settings it "
-    "changes}; seeds: [0, 1, 2]; baseline: the method that others are measured against. --seeds takes a list such "
-    "as 0,1,2. Settings given on the command line hold for every method."
+    "changes}; seeds: [0, 1, 2]; baseline: the method that others are measured against. methods may also be a list of "
+    "the names that `polytask methods` prints, or of the groups all, aggregation and scalarization, and --methods "
+    "MGDA UPGrad takes its place (a file without methods will do). Listed methods are compared with single-task "
+    "training, the plain sum and fixed weights: as many vectors as methods, or --weights of them. --seeds takes a list "
+    "such as 0,1,2. Settings given on the command line hold for every method."
+)
+COSTS_HELP = (
+    "Costs are of one step with K tasks: passes through the network, and gradients of the shared block kept at once. "
+    "Where others than exact are named, the trainer's `gradients: features` takes 1 backward pass through the trunk, "
+    "as gradients at the features stand in for those at the parameters, and `gradients: low_memory` keeps about 1 "
+    "shared gradient, for about K (K + 1) passes. What a balancer keeps is in the checkpoint."
 )
 FRONT_HELP = (
     "The file of a front holds these settings, seeds: [0, 1, 2], and front: how the preference vectors are chosen and "
@@ -42,6 +53,8 @@ DEBUG = "POLYTASK_DEBUG"
 NOT_REACHED = 3
 ERROR = 2
 SOME_FAILED = 1
+TOGETHER = ("train", "evaluate")
+"""Commands that several processes, launched by torchrun, may carry out together."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         in the environment the log goes into every detail, an error's traceback among them.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with _session():
+    from polytask.training.launch import rank_by_environment
+
+    with _session(speaks=rank_by_environment() == 0):
         return _guarded(words)
 
 
@@ -87,7 +102,15 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise ValueError(f"unknown command `{name}`: {nearest(name, COMMANDS)}")
+    _check_processes(name)
     return COMMANDS[name](words[1:])
+
+
+def _check_processes(name: str) -> None:
+    from polytask.training.launch import processes
+
+    if name not in TOGETHER and processes() > 1:
+        raise ValueError(f"`polytask {name}` must be run by one process, found {processes()} of them launched")
 
 
 def _train(words: list[str]) -> int:
@@ -117,20 +140,22 @@ def _train(words: list[str]) -> int:
 
 
 def _compare(words: list[str]) -> int:
-    """train several methods with several seeds and report: CONFIG.yaml [--out FOLDER] [--jobs N] [...]"""
-    given = _configured("compare", words, ("--out", "--jobs", "--seeds"), ("--overwrite", "--print_config"))
+    """train several methods with several seeds and report: CONFIG.yaml [--methods NAME ...] [--jobs N] [...]"""
+    given = _configured(
+        "compare", words, ("--out", "--jobs", "--seeds", "--weights"), ("--overwrite", "--print_config"), "--methods"
+    )
     from polytask.studies.compare import compare, plan
     from polytask.studies.spec import dump
 
-    seeds = given.numbers("--seeds")
+    seeds, weights = given.numbers("--seeds"), given.number("--weights")
+    methods = given.options["--methods"].splitlines() if "--methods" in given.options else None
     if "--print_config" in given.options:
-        made = plan(given.config, given.overrides, seeds)
+        made = plan(given.config, given.overrides, seeds, methods, weights)
         print(dump({"seeds": made.seeds, "baseline": made.baseline, "methods": made.methods}), end="")
         return 0
-    jobs = given.numbers("--jobs")
     comparison = compare(
-        given.config, overrides=given.overrides, folder=given.folder(), jobs=jobs[0] if jobs else None,
-        seeds=seeds, overwrite="--overwrite" in given.options,
+        given.config, overrides=given.overrides, folder=given.folder(), jobs=given.number("--jobs"), seeds=seeds,
+        methods=methods, weights=weights, overwrite="--overwrite" in given.options,
     )  # fmt: skip
     return _report_on(comparison, title=Path(given.config).stem)
 
@@ -215,15 +240,20 @@ def _report(words: list[str]) -> int:
 
 
 def _methods(words: list[str]) -> int:
-    """list the schedules, balancers, models and callbacks"""
+    """list the schedules, balancers, models and callbacks: what each needs, costs and keeps"""
     _parsed("methods", words, None)
     from polytask.catalog import KINDS, catalog
 
     for kind in KINDS:
         if kind != "data set":
             print(f"{kind}s")
+            if kind == "balancer":
+                print(_wrapped(COSTS_HELP, "  "))
             for entry in catalog(kind):
-                _print_entry(entry.name, entry.summary, entry.needs, entry.paper)
+                facts = {"needs": entry.needs, "costs": str(entry.cost or ""), "keeps": entry.keeps}
+                if entry.cost and entry.cost.modes:
+                    facts["needs"] += f" ({', '.join(('exact', *entry.cost.modes))})"
+                _print_entry(entry.name, entry.summary, facts | {"paper": entry.paper})
     return 0
 
 
@@ -234,7 +264,7 @@ def _datasets(words: list[str]) -> int:
 
     for entry in catalog("data set"):
         files = ", ".join(getattr(entry.cls, "files", ()))
-        _print_entry(entry.name, entry.summary, f"the files {files}" if files else "", entry.paper)
+        _print_entry(entry.name, entry.summary, {"needs": f"the files {files}" if files else "", "paper": entry.paper})
     return 0
 
 
@@ -289,19 +319,28 @@ class _Words:
         except ValueError:
             raise ValueError(f"`{option}` must be whole numbers, found {self.options[option]!r}") from None
 
+    def number(self, option: str) -> int | None:
+        """An option's one whole number."""
+        found = self.numbers(option)
+        if found is not None and len(found) != 1:
+            raise ValueError(f"`{option}` must be one whole number, found {self.options[option]!r}")
+        return found[0] if found else None
 
-def _configured(command: str, words: list[str], valued: Sequence[str], flags: Sequence[str]) -> _Words:
+
+def _configured(
+    command: str, words: list[str], valued: Sequence[str], flags: Sequence[str], listed: str = ""
+) -> _Words:
     """Tells the file, the command's own options and the configuration's settings apart, in any order."""
     if "--help" in words or "-h" in words:
-        _configured_help(command, valued, flags)
+        _configured_help(command, valued, flags, listed)
     files: list[str] = []
     given = _Words("", {}, [])
-    rest = iter(words)
+    rest = iter(_joined(words, listed) if listed else words)
     for word in rest:
         name, equals, value = word.partition("=")
         if name in flags:
             given.options[name] = ""
-        elif name in valued:
+        elif name in (*valued, listed):
             given.options[name] = value if equals else _next(rest, name)
         elif not word.startswith("--"):
             files.append(word)
@@ -332,6 +371,30 @@ def _parser(command: str) -> ArgumentParser:
     return parser_for_train(f"polytask {command}", SECTION)
 
 
+def _joined(words: list[str], option: str) -> list[str]:
+    """The words with those after `option`, up to the next option or YAML file, made one value of it."""
+    joined: list[str] = []
+    values: list[str] | None = None
+    for word in words:
+        ends = word.startswith("--") or Path(word).suffix in (".yaml", ".yml")
+        if word.partition("=")[0] == option:
+            values = [word.partition("=")[2]]
+            continue
+        if values is not None and ends:
+            joined.append(_as_one(option, values))
+            values = None
+        (joined if values is None else values).append(word)
+    return joined if values is None else [*joined, _as_one(option, values)]
+
+
+def _as_one(option: str, values: list[str]) -> str:
+    # a name may hold spaces
+    names = [name for value in values for part in value.strip("[]").split(",") if (name := part.strip())]
+    if not names:
+        raise ValueError(f"`{option}` must be given a value, found none")
+    return f"{option}=" + "\n".join(names)
+
+
 def _next(rest: Iterator[str], option: str) -> str:
     value = next(rest, None)
     if value is None:
@@ -339,9 +402,10 @@ def _next(rest: Iterator[str], option: str) -> str:
     return value
 
 
-def _configured_help(command: str, valued: Sequence[str], flags: Sequence[str]) -> NoReturn:
+def _configured_help(command: str, valued: Sequence[str], flags: Sequence[str], listed: str = "") -> NoReturn:
     parser = _parser(command)
     own = [f"[{option} {option.strip('-').upper()}]" for option in valued] + [f"[{flag}]" for flag in flags]
+    own += [f"[{listed} NAME ...]"] * bool(listed)
     parser.usage = f"polytask {command} CONFIG.yaml {' '.join(own)} [--any.setting VALUE ...]"
     parser.epilog = {"compare": COMPARE_HELP, "front": FRONT_HELP, "sparsify": SPARSIFY_HELP}.get(command)
     parser.print_help()
@@ -374,8 +438,10 @@ def _report_on(comparison: Comparison, title: str) -> int:
     if len(failed) == len(comparison.records):
         return _refuse(f"no run came to an end; {_first_failure(failed)}")
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(reports.terminal_table(comparison.records, comparison.baseline))
-    path = reports.write(comparison.records, comparison.folder, baseline=comparison.baseline, title=title)
+    console.print(reports.terminal_table(comparison.records, comparison.baseline, sweep=comparison.sweep))
+    path = reports.write(
+        comparison.records, comparison.folder, baseline=comparison.baseline, sweep=comparison.sweep, title=title
+    )
     print(f"report: {path}")
     if failed:
         count = f"{len(failed)} of {len(comparison.records)} runs failed"
@@ -429,15 +495,30 @@ def _print_figures(record: RunRecord) -> None:
         print(f"{part:<11} {shown}")
 
 
-def _print_entry(name: str, summary: str, needs: str, paper: str) -> None:
-    print(f"  {name:<18} {summary}")
-    details = [f"needs {needs}"] * bool(needs) + [paper] * bool(paper)
-    if details:
-        print(f"  {'':<18} {'; '.join(details)}")
+def _print_entry(name: str, summary: str, facts: Mapping[str, str]) -> None:
+    """A name with its summary beside it, and below it what is known about it, a line each."""
+    start = f"  {name:<20} "
+    print(_wrapped(summary, start))
+    for what, text in facts.items():
+        if text:
+            print(_wrapped(text, f"{'':<{len(start)}}{what} "))
+
+
+def _wrapped(text: str, start: str) -> str:
+    """Text after `start`, broken at the terminal's width, at most 100 columns."""
+    width = min(shutil.get_terminal_size((100, 24)).columns, 100)
+    return textwrap.fill(
+        text, max(width, len(start) + 20), initial_indent=start, subsequent_indent=" " * len(start),
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _refuse(message: str) -> int:
-    print(f"polytask: error: {' '.join(message.split())}", file=sys.stderr)
+    from polytask.training.launch import first_error
+
+    told, mine = first_error(" ".join(message.split()))
+    if mine:
+        print(f"polytask: error: {told}", file=sys.stderr)
     return ERROR
 
 
@@ -445,7 +526,10 @@ def _interrupted(interrupt: KeyboardInterrupt) -> int:
     # Python callers are told about `resume=`; here the same command does it
     what = str(interrupt).split(";")[0]
     what = f"{what}; the same command goes on from there" if what else "interrupted"
-    print(f"polytask: {what}", file=sys.stderr)
+    from polytask.training.launch import rank_by_environment
+
+    if rank_by_environment() == 0:
+        print(f"polytask: {what}", file=sys.stderr)
     return 128 + getattr(interrupt, "signal_number", signal.SIGINT)
 
 
@@ -457,17 +541,27 @@ class _ToStderr(logging.Handler):
 
 
 @contextmanager
-def _session() -> Iterator[None]:
-    """The package's log on standard error, and the working folder's modules importable; undone at the end."""
-    logger, handler = logging.getLogger("polytask"), _ToStderr()
+def _session(speaks: bool) -> Iterator[None]:
+    """The package's log on standard error, and the working folder's modules importable; undone at the end.
+
+    Args:
+        speaks: whether this process is the one of several that prints results and logs.
+    """
+    logger = logging.getLogger("polytask")
     level, here = logger.level, str(Path.cwd())
+    debug = os.environ.get(DEBUG, "0") not in ("", "0")
+    handler = _ToStderr() if speaks or debug else logging.NullHandler()
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO if os.environ.get(DEBUG, "0") in ("", "0") else logging.DEBUG)
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
     added = here not in sys.path
     if added:
         sys.path.insert(0, here)
     try:
-        yield
+        if speaks:
+            yield
+        else:
+            with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+                yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -63,11 +65,40 @@ class Ranks:
         distributed.all_gather_object(values, value)
         return values
 
+    def share(self, value: T) -> T:
+        """The first rank's value; what the others give is not looked at."""
+        if self.count == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, 0)
+        return values[0]
+
+    def once(self, action: Callable[[], T]) -> T:
+        """What `action` returns on the first rank, the only one that carries it out.
+
+        Raises:
+            Exception: what it raises there, on every rank.
+        """
+        if self.count == 1:
+            return action()
+        told: Any = (None, None)
+        if self.first:
+            try:
+                told = (action(), None)
+            except Exception as error:  # the others must hear of it, whatever it is
+                told = (None, error)
+        told = self.share(told)
+        if told[1] is not None:
+            raise told[1]
+        return told[0]
+
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrites the tensors with those of the first rank."""
         if self.count > 1:
             for tensor in tensors:
-                distributed.broadcast(tensor.detach(), 0)
+                sent = tensor.detach().contiguous()  # collectives refuse any other layout
+                distributed.broadcast(sent, 0)
+                tensor.detach().copy_(sent)
 
     def wait(self) -> None:
         """Returns when every rank is here."""

@@ -38,6 +38,27 @@ def test_every_method_runs_with_every_seed(quick, tmp_path):
     assert times == [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("run.json"))]
 
 
+def test_a_list_of_methods_is_trained_and_read_back(quick, tmp_path):
+    quick["methods"] = ["MGDA", {"CAGrad": {"c": 0.8}}]
+    study = pt.compare(quick, folder=tmp_path, jobs=1, seeds=[0], weights=3, progress=False)
+    assert [r.method for r in study.records] == ["single-task", "joint", "MGDA", "CAGrad", *study.sweep[1:]]
+    assert study.sweep == ["joint", "weights 0.5/1.5", "weights 1.5/0.5"] and not study.failed
+    again = read_comparison(tmp_path)
+    assert (again.sweep, again.baseline) == (study.sweep, "single-task") and figures(again) == figures(study)
+    # to ask for more keeps what is there
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("run.json")}
+    more = pt.compare(quick, folder=tmp_path, jobs=1, seeds=[0], weights=3, methods=["MGDA", "FAMO"], progress=False)
+    assert {record.method for record in more.records} == {"single-task", "MGDA", "FAMO", *more.sweep}
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_fixed_weights_of_one_are_the_plain_sum_to_the_bit(quick, tmp_path):
+    linear = {"class_path": "Linear", "init_args": {"weights": {"circle": 1.0, "rhombus": 1.0}}}
+    quick |= {"methods": {"joint": None, "ones": {"trainer": {"balancer": linear}}}, "baseline": None}
+    joint, ones = pt.compare(quick, folder=tmp_path, jobs=1, seeds=[0], progress=False).records
+    assert joint.metrics == ones.metrics
+
+
 def test_whatever_a_users_class_raises_the_other_runs_go_on(quick, tmp_path, monkeypatch):
     def broken(config, folder, **options):
         if config["seed"] == 1:

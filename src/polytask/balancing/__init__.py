@@ -2,7 +2,7 @@
 
 from polytask.balancing import aggregation, scalarization
 from polytask.balancing.base import Aggregator, Balancer, Evidence, Needs, Scalarizer
-from polytask.balancing.gradients import Accumulator, balance
+from polytask.balancing.loop import Accumulator, balance
 
 __all__ = [
     "Accumulator",

@@ -5,16 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 
 from polytask.balancing.base import Aggregator, Balancer, CotangentAggregator, Evidence, JacobianAggregator, Needs
 from polytask.errors import one_of
-from polytask.models.base import Block
 
 MODES = ("exact", "features", "low_memory")
 
@@ -83,10 +81,13 @@ class Backward:
         self._direct = not self._aggregates and not norms and (self._rests or batches == 1 or not self._losses)
         self._values: dict[str, Tensor] = {}
         self._rows: dict[str, int] = {}
+        self._missed: set[int] | None = None  # positions in `shared` that no objective has reached
         self._jacobian = _EMPTY
         self._own: dict[str, dict[int, Tensor]] = {}  # by position in `specific`, which may grow
         self._kept: list[tuple[list[str], Sequence[Tensor], Sequence[float], list[Tensor]]] = []
         self._weights: dict[str, Any] = {}
+        self._batches = batches
+        self._answers: dict[str, Any] = {}
 
     @property
     def looks_again(self) -> bool:
@@ -133,15 +134,25 @@ class Backward:
     def _weigh(self, names: Sequence[str], totals: Sequence[Tensor], scales: Sequence[float]) -> None:
         if self._rests:
             weights: Any = [1.0] * len(names)
-        else:
+        elif self._losses or self._batches == 1:
             weights = self._balancer.combine(self._evidence(names))
+        else:
+            weights = self._answer_once(names)
         starts = [self._start(t, w, s) for t, w, s in zip(totals, weights, scales, strict=True)]
         torch.autograd.backward(tuple(totals), tuple(starts))
         self._weights.update(zip(names, weights, strict=True))
 
+    def _answer_once(self, names: Sequence[str]) -> list[Any]:
+        """One answer for all batches of the update, whichever objectives the first one has."""
+        every = dict.fromkeys((*self._balancer.objectives, *names))
+        asked = [name for name in every if name not in self._answers]
+        if not set(names) <= self._answers.keys():
+            self._answers.update(zip(asked, self._balancer.combine(self._evidence(asked)), strict=True))
+        return [self._answers[name] for name in names]
+
     def _weigh_shared(self, names: Sequence[str], totals: Sequence[Tensor], scales: Sequence[float]) -> None:
         """Two backward passes, for an aggregator whose weights depend on no gradient."""
-        weights = torch.as_tensor(self._balancer.combine(self._evidence(names))).unbind()
+        weights: Any = self._balancer.combine(self._evidence(names))
         starts = [self._start(t, w, s) for t, w, s in zip(totals, weights, scales, strict=True)]
         inputs = tuple(self._shared)
         _accumulate(self._shared, torch.autograd.grad(totals, inputs, starts, retain_graph=True, allow_unused=True))
@@ -160,8 +171,10 @@ class Backward:
             gradients = torch.autograd.grad(
                 total, inputs, self._start(total, 1.0, scale), retain_graph=index < len(totals) - 1, allow_unused=True
             )
-            if any(gradient is not None for gradient in gradients[:cut]):
+            missed = {position for position, gradient in enumerate(gradients[:cut]) if gradient is None}
+            if len(missed) < cut:
                 self._put(name, gradients[:cut], len(names))
+                self._missed = missed if self._missed is None else self._missed & missed
             own = self._own.setdefault(name, {})
             for position, gradient in enumerate(gradients[cut:]):
                 if gradient is not None:
@@ -187,7 +200,10 @@ class Backward:
             evidence = self._evidence(list(self._rows))
             evidence.jacobian = self._jacobian[: len(self._rows)]
             gradient = self._combine(evidence, evidence.jacobian, weights)
-            _accumulate(self._shared, _unflatten(gradient, self._shared))
+            parts: list[Tensor | None] = [*_unflatten(gradient, self._shared)]
+            for position in self._missed or ():
+                parts[position] = None  # as after `backward`: an optimizer leaves it alone
+            _accumulate(self._shared, parts)
         for name, own in self._own.items():
             parameters = [self._specific[position] for position in own]
             scaled = own.values() if self._aggregates else [gradient * weights[name] for gradient in own.values()]
@@ -211,10 +227,7 @@ class Backward:
     def _finish_at_features(self) -> None:
         names = list(dict.fromkeys(name for batch in self._kept for name in batch[0]))
         if not all(features for _, _, _, features in self._kept):
-            raise ValueError(
-                f"{type(self._balancer).__name__} with gradients={self._mode!r} works at the feature boundary, found a "
-                "model (or losses) without one"
-            )
+            raise self._no_boundary()
         parts = [self._cotangents(names, *batch) for batch in self._kept]  # (K, Z) per batch
         cotangents = torch.cat(parts, dim=1)
         evidence = self._evidence(names)
@@ -231,6 +244,12 @@ class Backward:
             pulled = torch.autograd.grad(features, tuple(self._shared), starts, allow_unused=True)
             _accumulate(self._shared, pulled)
         self._kept.clear()
+
+    def _no_boundary(self) -> ValueError:
+        return ValueError(
+            f"{type(self._balancer).__name__} with gradients={self._mode!r} works at the feature boundary, found a "
+            "model (or losses) without one"
+        )
 
     def _cotangents(
         self, every: Sequence[str], names: list[str], totals: Sequence[Tensor], scales: Sequence[float],
@@ -250,24 +269,33 @@ class Backward:
 
     # Gradients in pairs, none kept
 
-    def _finish_in_pairs(self) -> None:
+    def _check_pairs(self) -> None:
         if isinstance(self._balancer, JacobianAggregator):
             raise ValueError(
                 f"gradients='low_memory' gathers a Gramian, found {type(self._balancer).__name__}, which needs the "
                 "Jacobian itself"
             )
+
+    def _finish_in_pairs(self) -> None:
+        self._check_pairs()
         names = list(dict.fromkeys(name for batch in self._kept for name in batch[0]))
         gram, reached = self._products(names)
         weights: dict[str, Any] = dict.fromkeys(names, 1.0)
         if reached:
             evidence = self._evidence([names[i] for i in reached])
             evidence.gram = gram if len(reached) == len(names) else gram[reached][:, reached]
-            combined = torch.as_tensor(self._balancer.combine(evidence)).to(gram)
+            combined = self._weights_from(evidence, gram)
             weights.update(zip(evidence.names, combined.unbind(), strict=True))
             _accumulate(self._shared, self._pull(weights, self._shared))
         self._fill_specific()
         self._weights = weights
         self._kept.clear()
+
+    def _weights_from(self, evidence: Evidence, gram: Tensor) -> Tensor:
+        """The balancer's weights; where a scaled gradient overflowed it is not asked, and they are NaN."""
+        if self._factor is not None and not torch.isfinite(gram).all():
+            return gram.new_full((len(evidence.names),), torch.nan)
+        return torch.as_tensor(self._balancer.combine(evidence)).to(gram)
 
     def _products(self, names: Sequence[str]) -> tuple[Tensor, list[int]]:
         """(K, K) inner products of the shared gradients, and which of the K exist at all."""
@@ -356,286 +384,3 @@ def _accumulate(parameters: Sequence[Parameter], gradients: Iterable[Tensor | No
         if gradient is None:
             continue
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-
-
-# the objectives that `balance` has told each balancer of; the trainer tells its own
-_SET_UP: WeakKeyDictionary[Balancer, list[str]] = WeakKeyDictionary()
-
-
-class Accumulator:
-    """`balance` over several micro-batches: replaces ``loss.backward()`` where gradients are accumulated.
-
-    Objective k is the sum of its losses over the calls of `add`; the balancer sees the accumulated gradients
-    once, in `finish`, which is the same as one call of `balance` on the concatenated batch. (Calling
-    `balance` per micro-batch adds up several balanced gradients instead, which is something else: a common
-    descent direction of each part is not one of the whole.) Divide the losses as for ``backward``, by the
-    number of micro-batches if they are means over equally many examples. A task may be absent from some.
-
-    In the mode ``exact`` K shared gradients are kept from the first `add` on, and each graph is freed at
-    once; the other modes, and balancers that work at the features, keep all graphs until `finish`.
-
-    Args:
-        shared: the shared parameters: a block of a model, a module, or parameters.
-        balancer: for example ``pt.aggregation.MGDA()``; its own state advances once per `finish`.
-        gradients: ``exact``, ``features`` or ``low_memory``; see `Backward`.
-        scaler: the loop's gradient scaler, for float16: give `add` the plain losses. Gradients are taken
-            scaled, compared unscaled, and left scaled in `.grad`, as ``scaler.step`` expects.
-
-    Raises:
-        ValueError: an unknown mode, or no shared parameter requires a gradient.
-        TypeError: `balancer` or `shared` is not what it must be.
-
-    >>> import torch, polytask as pt
-    >>> w = nn.Parameter(torch.tensor([1.0, 1.0]))
-    >>> accumulator = pt.Accumulator(shared=[w], balancer=pt.aggregation.MGDA())
-    >>> for _ in range(2):
-    ...     accumulator.add({"a": (w[0] - 3) ** 2 / 2, "b": (w[1] + 1) ** 2 / 2})
-    >>> accumulator.finish()
-    tensor([0.5000, 0.5000])
-    >>> w.grad
-    tensor([-2.,  2.])
-    """
-
-    def __init__(
-        self,
-        *,
-        shared: Block | nn.Module | Iterable[Parameter],
-        balancer: Balancer,
-        gradients: str = "exact",
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> None:
-        _check_balancer(balancer)
-        one_of("gradients", gradients, MODES)
-        self._balancer = balancer
-        self._shared = _shared_parameters(shared)
-        self._mode = gradients
-        self._scaler = scaler
-        self._start_over()
-
-    def add(self, losses: Mapping[str, Tensor], features: Tensor | Sequence[Tensor] = ()) -> None:
-        """Takes one micro-batch's losses.
-
-        Args:
-            losses: {name: scalar that requires a gradient}.
-            features: the shared features, for ``gradients="features"`` and for balancers that work there.
-
-        Raises:
-            ValueError: see `balance`; nothing is added then.
-        """
-        self._add(losses, features, batches=2)
-
-    def finish(self) -> Tensor:
-        """Fills `.grad` and starts over.
-
-        Returns:
-            (K,) the weights used, detached, in the order in which names came; 1 where the balancer gives a
-            gradient.
-
-        Raises:
-            ValueError: nothing was added.
-        """
-        if self._work is None:
-            raise ValueError("`add` must be called before `finish`, found no losses")
-        work, names = self._work, self._names
-        self._start_over()
-        weights = work.finish()
-        return torch.stack([torch.as_tensor(weights[name]).detach().float() for name in names])
-
-    def _start_over(self) -> None:
-        self._work: Backward | None = None
-        self._own: list[Parameter] = []
-        self._names: list[str] = []
-
-    def _add(self, losses: Mapping[str, Tensor], features: Tensor | Sequence[Tensor], batches: int) -> None:
-        boundary = [features] if isinstance(features, Tensor) else list(features)
-        self._check(losses, boundary)
-        own = _reached(losses, self._shared, boundary, isinstance(self._balancer, Aggregator))
-        names = list(dict.fromkeys((*self._names, *losses)))
-        self._set_up(names)
-        if self._work is None:
-            self._work = Backward(
-                self._balancer, self._shared, self._own, mode=self._mode, batches=batches, factor=self._factor()
-            )
-        known = {id(p) for p in self._own}
-        self._own.extend(p for p in own if id(p) not in known)  # the work holds this very list
-        self._names = names
-        self._work.add(list(losses), list(losses.values()), [1.0] * len(losses), boundary)
-
-    def _check(self, losses: Mapping[str, Tensor], boundary: Sequence[Tensor]) -> None:
-        device = self._shared[0].device
-        _check_losses(losses, device)
-        if device.type == "cpu" or self._new(losses):
-            _check_finite(losses)
-        at_features = self._mode == "features" or isinstance(self._balancer, CotangentAggregator)
-        if not at_features:
-            return
-        if not boundary:
-            raise ValueError(
-                f"`features` must be given to {type(self._balancer).__name__} with gradients={self._mode!r}, which "
-                "works on the gradients there, found none"
-            )
-        if not all(isinstance(f, Tensor) and f.requires_grad for f in boundary):
-            raise ValueError("`features` must be tensors that require a gradient, found others")
-
-    def _factor(self) -> Tensor | None:
-        if self._scaler is None or not self._scaler.is_enabled():
-            return None
-        return self._scaler.scale(torch.ones((), device=self._shared[0].device))
-
-    def _new(self, names: Iterable[str]) -> bool:
-        return not set(names) <= set(_SET_UP.get(self._balancer, ()))
-
-    def _set_up(self, names: list[str]) -> None:
-        if self._new(names):  # told of all it has met: a loss may be absent from a step without starting anew
-            known = _SET_UP.setdefault(self._balancer, [])
-            known += [name for name in names if name not in known]
-            self._balancer.setup(known)
-
-
-def balance(
-    losses: Mapping[str, Tensor],
-    *,
-    shared: Block | nn.Module | Iterable[Parameter],
-    balancer: Balancer,
-    gradients: str = "exact",
-    features: Tensor | Sequence[Tensor] = (),
-    scaler: torch.amp.GradScaler | None = None,
-) -> Tensor:
-    """Replaces ``loss.backward()`` in a loop of your own: fills `.grad` of every parameter the losses reach.
-
-    Shared parameters get what the balancer makes of the losses; all others get the gradient of their own
-    losses (of the weighted sum, under a scalarizer). Gradients add to those already there, as with
-    ``backward``; to balance gradients accumulated over micro-batches see `Accumulator`. Clip afterwards. A
-    balancer that wants the losses after the step (FAMO) is told by the caller: ``balancer.after(losses)``.
-
-    On a CPU every loss is checked to be finite; on other devices only in the first call with a balancer,
-    since looking waits for the device.
-
-    Args:
-        losses: {name: scalar that requires a gradient}.
-        shared: the shared parameters: a block of a model, a module, or parameters.
-        balancer: for example ``pt.aggregation.MGDA()``; its own state advances.
-        gradients: ``exact``, ``features`` or ``low_memory``; see `Backward`.
-        features: the shared features, for ``gradients="features"`` and for balancers that work there.
-        scaler: the loop's gradient scaler, for float16; give the plain losses, see `Accumulator`.
-
-    Returns:
-        (K,) the weights used, detached, in the order of `losses`; 1 where the balancer gives a gradient.
-
-    Raises:
-        ValueError: no loss; one that is not a scalar, does not require a gradient, is not finite, is given
-            twice, or does not depend on the shared parameters (named); tensors on several devices; no
-            shared parameter requires a gradient; features missing where they are needed, or not those of
-            the losses. `.grad` is untouched then.
-        TypeError: `balancer`, `losses` or `shared` is not what it must be.
-
-    >>> import torch, polytask as pt
-    >>> w = nn.Parameter(torch.tensor([1.0, 1.0]))
-    >>> losses = {"a": (w[0] - 3) ** 2, "b": (w[1] + 1) ** 2}
-    >>> pt.balance(losses, shared=[w], balancer=pt.aggregation.MGDA())
-    tensor([0.5000, 0.5000])
-    >>> w.grad
-    tensor([-2.,  2.])
-    """
-    work = Accumulator(shared=shared, balancer=balancer, gradients=gradients, scaler=scaler)
-    work._add(losses, features, batches=1)
-    return work.finish()
-
-
-def _check_balancer(balancer: Any) -> None:
-    if isinstance(balancer, type):
-        raise TypeError(f"`balancer` must be a polytask balancer, found the class {balancer.__name__}: call it")
-    if not isinstance(balancer, Balancer):
-        raise TypeError(f"`balancer` must be a polytask balancer, found {type(balancer).__name__}")
-
-
-def _shared_parameters(shared: Block | nn.Module | Iterable[Parameter]) -> list[Parameter]:
-    if isinstance(shared, nn.Module):
-        shared = shared.parameters()
-    elif isinstance(shared, Block):
-        shared = shared.parameters
-    elif isinstance(shared, Tensor | str) or not isinstance(shared, Iterable):
-        raise TypeError(f"`shared` must be a block, a module or parameters, found {type(shared).__name__}")
-    every = list(shared)
-    for p in every:
-        if not isinstance(p, Tensor) or not p.is_leaf:
-            found = "a tensor that is not a leaf" if isinstance(p, Tensor) else type(p).__name__
-            raise TypeError(f"`shared` must hold parameters, found {found}")
-    wanted = list({id(p): p for p in every if p.requires_grad}.values())
-    if not wanted:
-        raise ValueError("`shared` must hold at least one parameter that requires a gradient, found none")
-    devices = sorted({str(p.device) for p in wanted})
-    if len(devices) > 1:
-        raise ValueError(f"all shared parameters must be on one device, found {', '.join(devices)}")
-    return wanted
-
-
-def _check_losses(losses: Mapping[str, Tensor], device: torch.device) -> None:
-    if not isinstance(losses, Mapping):
-        raise TypeError(f"`losses` must be a mapping of names to scalars, found {type(losses).__name__}")
-    if not losses:
-        raise ValueError("there must be at least one loss, found none")
-    for name, loss in losses.items():
-        if not isinstance(loss, Tensor) or loss.dim() != 0:
-            found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"a loss must be a scalar tensor, found {found} for `{name}`")
-        if not loss.requires_grad:
-            raise ValueError(f"a loss must require a gradient, found that `{name}` does not")
-        if loss.device != device:
-            raise ValueError(
-                f"losses and shared parameters must be on one device, found `{name}` on {loss.device} and parameters "
-                f"on {device}"
-            )
-    if len({id(loss) for loss in losses.values()}) < len(losses):
-        raise ValueError(f"every loss must be given once, found one tensor under two names among {list(losses)}")
-
-
-def _check_finite(losses: Mapping[str, Tensor]) -> None:
-    for name, loss in losses.items():
-        value = loss.item()
-        if not math.isfinite(value):
-            raise ValueError(f"a loss must be finite, found {value} for `{name}`")
-
-
-def _reached(
-    losses: Mapping[str, Tensor], shared: Sequence[Parameter], features: Sequence[Tensor], must_share: bool
-) -> list[Parameter]:
-    """The leaf tensors other than the shared ones that the losses reach, found by walking the graph once.
-
-    Raises:
-        ValueError: a loss that does not reach a shared parameter where it must, or features that none reaches.
-    """
-    identities = {id(p) for p in shared}
-    leaves: dict[int, Parameter] = {}
-    reaches: dict[Any, bool] = {}  # node of the graph: whether a shared parameter lies behind it
-    for name, loss in losses.items():
-        if loss.grad_fn is None:  # a bare parameter
-            leaves[id(loss)] = cast(Parameter, loss)
-            found = id(loss) in identities
-        else:
-            found = _walk(loss.grad_fn, identities, leaves, reaches)
-        if must_share and not found:
-            raise ValueError(f"every loss must depend on the shared parameters, found that `{name}` does not")
-    if any(f.grad_fn is not None and f.grad_fn not in reaches for f in features):
-        raise ValueError("`features` must be what the losses are computed from, found a tensor that no loss depends on")
-    return [p for key, p in leaves.items() if key not in identities]
-
-
-def _walk(root: Any, identities: set[int], leaves: dict[int, Parameter], reaches: dict[Any, bool]) -> bool:
-    """Visits what lies behind `root`, children before parents, without recursion."""
-    stack: list[tuple[Any, list[Any] | None]] = [(root, None)]
-    while stack:
-        node, parents = stack.pop()
-        if parents is not None:
-            reaches[node] = any(reaches[parent] for parent in parents)
-        elif node not in reaches:
-            parents = [parent for parent, _ in node.next_functions if parent is not None]
-            if parents:
-                stack.append((node, parents))
-                stack.extend((parent, None) for parent in parents if parent not in reaches)
-            else:
-                variable = getattr(node, "variable", None)
-                reaches[node] = variable is not None and id(variable) in identities
-                if variable is not None:
-                    leaves[id(variable)] = variable
-    return reaches[root]

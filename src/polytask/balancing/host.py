@@ -176,6 +176,12 @@ def equal_angles(unit: Unit) -> np.ndarray:
     if len(unit.matrix) == 2:
         apart = 1 + unit.matrix[0, 1] * unit.present.prod()
         return unit.present / apart if apart > unit.noise else np.zeros(2)
+    try:  # a third of the time of eigenvalues; 1 over the trace is below the least of them
+        inverse = np.linalg.inv(unit.matrix)
+    except np.linalg.LinAlgError:
+        inverse = None
+    if inverse is not None and 1 > max(unit.noise, 1e-6) * inverse.trace() > 0:
+        return inverse @ unit.present
     values, vectors = np.linalg.eigh(unit.matrix)
     kept = values > unit.noise
     inverse = np.divide(1.0, values, out=np.zeros_like(values), where=kept)
@@ -196,39 +202,55 @@ def inverse_gradient(unit: Unit) -> np.ndarray:
 
 
 def aligned(unit: Unit, preference: np.ndarray, scale: str, eps: float) -> np.ndarray:
-    lengths = unit.lengths * unit.present
+    lengths = unit.lengths if unit.whole else unit.lengths * unit.present
     lengths = lengths / (lengths.max() or 1.0)
-    values, vectors = np.linalg.eigh(lengths[:, None] * unit.matrix * lengths)
-    kept = values > values[-1] * len(values) * eps
-    if not kept.any():
+    values, vectors = np.linalg.eigh(lengths[:, None] * unit.matrix * lengths)  # ascending
+    first = int(values.searchsorted(values[-1] * len(values) * eps, side="right"))
+    values, vectors = values[first:], vectors[:, first:]
+    if not len(values):
         return preference
-    some = values[kept]
-    square = {"min": some[0], "median": some[(len(some) - 1) // 2], "rmse": some.mean()}[scale]
-    factors = np.sqrt(np.divide(square, values, out=np.zeros_like(values), where=kept))
-    return vectors @ (factors * (preference @ vectors))
+    middle = 0 if scale == "min" else (len(values) - 1) // 2
+    square = values.sum() / len(values) if scale == "rmse" else values[middle]
+    return vectors @ (np.sqrt(square / values) * (preference @ vectors))
 
 
 def surgery(unit: Unit, orders: np.ndarray, averages: np.ndarray, beta: float | None) -> np.ndarray:
     """Changes `averages` in place where `beta` is given."""
     matrix = unit.matrix if unit.whole else unit.matrix * unit.present
+    if beta is None:
+        return 1.0 + _given_up(matrix, unit.lengths * unit.present, orders) / unit.lengths
     every = np.arange(len(matrix))
     copies = np.diag(unit.lengths * unit.present)
     inner = copies @ matrix  # with each unit gradient
     for others in orders.T:
         across = inner[every, others]
-        if beta is None:
-            step = np.maximum(-across, 0.0)
-        else:
-            norms = np.sqrt(np.maximum((copies * inner).sum(1), 0.0))
-            cosines = np.divide(across, norms, out=np.zeros_like(across), where=norms > 0)
-            np.minimum(np.maximum(cosines, -1.0, out=cosines), 1.0, out=cosines)
-            usual = averages[every, others]
-            sine, usual_sine = np.sqrt(1 - cosines * cosines), np.sqrt(np.maximum(1 - usual * usual, 1e-8))
-            step = np.where(cosines < usual, norms * (usual * sine / usual_sine - cosines), 0.0)
-            averages[every, others] = (1 - beta) * usual + beta * cosines
+        norms = np.sqrt(np.maximum((copies * inner).sum(1), 0.0))
+        cosines = np.divide(across, norms, out=np.zeros_like(across), where=norms > 0)
+        np.minimum(np.maximum(cosines, -1.0, out=cosines), 1.0, out=cosines)
+        usual = averages[every, others]
+        sine, usual_sine = np.sqrt(1 - cosines * cosines), np.sqrt(np.maximum(1 - usual * usual, 1e-8))
+        step = np.where(cosines < usual, norms * (usual * sine / usual_sine - cosines), 0.0)
+        averages[every, others] = (1 - beta) * usual + beta * cosines
         copies[every, others] += step
         inner += step[:, None] * matrix[others]
     return np.where(unit.present > 0, copies.sum(0) / unit.lengths, 1.0)
+
+
+def _given_up(matrix: np.ndarray, lengths: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """How much of each unit gradient PCGrad's copies take up in all; of the copies only inner products are kept."""
+    size = len(matrix)
+    if size == 2:
+        return lengths[::-1] * max(-float(matrix[0, 1]), 0.0)
+    orders = np.ascontiguousarray(orders.T)  # row t: whom each copy meets at its t-th meeting
+    places = orders + size * np.arange(size)
+    inner = lengths[:, None] * matrix
+    steps, moved = np.empty((size - 1, size)), np.empty((size, size))
+    for others, place, step in zip(orders, places, steps, strict=True):
+        np.maximum(-inner.take(place), 0.0, out=step)
+        matrix.take(others, axis=0, out=moved, mode="clip")  # the mode that needs no buffer
+        moved *= step[:, None]
+        inner += moved
+    return np.bincount(orders.ravel(), steps.ravel(), size)
 
 
 def non_negative(matrix: np.ndarray, linear: np.ndarray, noise: float) -> np.ndarray:

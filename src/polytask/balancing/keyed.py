@@ -58,13 +58,22 @@ def in_range(
     low: float = -math.inf,
     high: float = math.inf,
 ) -> None:
-    """Raises `ValueError` unless every value is finite and from `low` to `high`."""
+    """Raises `ValueError` unless every value is finite and from `low` to `high`, `TypeError` if there are no values."""
+    if given is not None and (isinstance(given, str) or not isinstance(given, Mapping | Sequence)):
+        raise TypeError(f"`{setting}` must be {{objective: value}} or one value per objective, found {given!r}")
     items = given.items() if isinstance(given, Mapping) else enumerate(given or ())
     bounds = f" and at least {low:g}" * (low > -math.inf) + f" and at most {high:g}" * (high < math.inf)
     for key, value in items:
         if not (math.isfinite(value) and low <= value <= high):
             where = f"`{key}`" if isinstance(key, str) else f"position {key}"
             raise ValueError(f"every value of `{setting}` must be finite{bounds}, found {value} for {where}")
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Host numbers on a device; on their way to a GPU from pinned memory, so that nobody waits."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=device.type != "mps")
 
 
 class Constants:
@@ -83,7 +92,7 @@ class Constants:
         key = (*names, like.device, like.dtype)
         if key not in self._made:
             numbers = [self._values.get(name, self._default) for name in names]
-            self._made[key] = torch.tensor(numbers, dtype=like.dtype, device=like.device)
+            self._made[key] = to_device(torch.tensor(numbers, dtype=like.dtype), like.device)
         return self._made[key]
 
 
@@ -154,6 +163,8 @@ class Learned:
             return
         for name, gradient in zip(names, gradients, strict=True):
             self._tensors[name].grad = gradient
+            if gradient.is_cuda:  # torch wants to be told; said always, it would warn outside of captures
+                self._optimizer.param_groups[0]["capturable"] = torch.cuda.is_current_stream_capturing()
         self._optimizer.step()
         for name in names:
             self._tensors[name].grad = None
@@ -190,6 +201,13 @@ class Learned:
             moments = {key: value.clone() for key, value in saved.items() if key != "value"}
             if moments and self._optimizer is not None:
                 self._optimizer.state[self._tensors[name]] = moments
+
+
+def some_objectives(saved: Iterable[str], found: Iterable[str]) -> None:
+    """Raises `ValueError` if a state names an objective that is not among those found, where there are any."""
+    some, every = sorted(saved), sorted(found)
+    if every and not set(some) <= set(every):
+        raise ValueError(f"a balancer's state must be of the same objectives, saved {some}, found {every}")
 
 
 def same_objectives(saved: Iterable[str], found: Iterable[str]) -> None:

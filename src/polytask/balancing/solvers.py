@@ -181,7 +181,7 @@ def fair_weights(gramian: Tensor, alpha: float = 1.0, path: Path | None = None) 
         # v = D w solves (C v)_k = t_k v_k^(−1/α); in z = v / r, r_k = ‖g_k‖^power, all is of order one
         rates = (power * (lengths_log - middle)).exp()
         apart = _hull_distance(unit, zero, noise) > noise
-        safe = torch.where(apart[..., None, None], unit, torch.eye(size).to(unit))
+        safe = torch.where(apart[..., None, None], unit, torch.eye(size, dtype=unit.dtype, device=unit.device))
         steps = rates * _newton(safe, rates, alpha)
     weights = steps * (power * middle).exp() / lengths
     return _returned(torch.where(zero | ~apart.unsqueeze(-1), 0.0, weights), gramian)

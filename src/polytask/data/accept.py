@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from polytask.batch import map_inputs
 from polytask.data.arrays import Arrays, as_tensors
-from polytask.data.loader import Loader, loader_over
+from polytask.data.loader import DatasetLoader, Loader
 from polytask.data.source import Source, check_inputs
 from polytask.task import Task
 
@@ -34,7 +34,7 @@ def as_source(data: Any, tasks: Mapping[str, Task], *, batch_size: int, shuffle:
     if isinstance(data, DataLoader):
         return Loader(data)
     if isinstance(data, Dataset):
-        return Loader(loader_over(data, batch_size, shuffle))
+        return DatasetLoader(data, batch_size, shuffle)
     if isinstance(data, tuple) and len(data) == 2:
         inputs, targets = data
         if not isinstance(targets, Mapping) and len(tasks) == 1:

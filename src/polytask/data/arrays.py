@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polytask.batch import Batch, map_inputs, tensors_of
 from polytask.data.base import Augmentation
-from polytask.data.source import Source, check_inputs, derived_seed, permutation
+from polytask.data.source import Source, check_inputs, derived_seed, permutation, portion
 from polytask.errors import nearest, whole
 from polytask.task import Task
 
@@ -24,7 +24,7 @@ class Arrays(Source):
         inputs: tensor, array, or a tuple or dictionary of them; N examples along the first dimension.
         targets: {task name: N targets}. Missing ones are NaN (float) or -100 (integer). A task whose name
             is left out has no target here.
-        batch_size: examples per step, at least 1.
+        batch_size: examples per step over all processes, at least 1.
         shuffle: draw a new permutation each epoch, from (seed, epoch).
         seed: any whole number; None takes the trainer's.
         drop_last: leave out a last batch smaller than `batch_size` (a network with BatchNorm cannot train
@@ -70,6 +70,10 @@ class Arrays(Source):
         self.cacheable = augment is None
         self._present: dict[str, Tensor | None] = {}
         self._device = torch.device("cpu")
+        self._part = (0, 1)
+
+    def shard(self, index: int, count: int) -> None:
+        self._part = (index, count)
 
     def bind(self, tasks: Mapping[str, Task], device: torch.device, where: str, seed: int = 0) -> None:
         self._seed = seed if self.seed is None else self.seed
@@ -140,22 +144,29 @@ class Arrays(Source):
             )  # fmt: skip
 
     def _batch(self, rows: Tensor, draw: tuple[int, int, int]) -> Batch:
-        size = len(rows)
-        counts = {name: size if mask is None else int(mask[rows].sum()) for name, mask in self._present.items()}
+        everywhere = None
+        if self._part[1] > 1:
+            everywhere = self._counts(rows)
+            rows = rows[portion(len(rows), *self._part)]
+        size, counts = len(rows), self._counts(rows)
         rows = rows.to(self._device)
         return Batch(
             None,
             {name: values.index_select(0, rows) for name, values in self._targets.items()},
             counts, size, self.name, rows if self.cacheable else None,
             {name: weights.index_select(0, rows) for name, weights in self._weights.items()},
-            partial(self._gather, rows, draw),
+            partial(self._gather, rows, draw), everywhere,
         )  # fmt: skip
+
+    def _counts(self, rows: Tensor) -> dict[str, int]:
+        return {name: len(rows) if mask is None else int(mask[rows].sum()) for name, mask in self._present.items()}
 
     def _gather(self, rows: Tensor, draw: tuple[int, int, int]) -> Any:
         inputs = map_inputs(lambda t: t.index_select(0, rows), self._inputs)
         if self.augment is None:
             return inputs
-        generator = torch.Generator(self._device).manual_seed(derived_seed(*draw, 1))
+        others = self._part[:1] if self._part[0] else ()  # two ranks must not draw the same for their examples
+        generator = torch.Generator(self._device).manual_seed(derived_seed(*draw, 1, *others))
         return self.augment(inputs, generator)
 
     def describe(self) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
+from torch.utils.data.distributed import DistributedSampler
 
 from polytask.batch import Batch, map_inputs
-from polytask.data.source import Source, check_inputs, derived_seed
+from polytask.data.source import Source, check_inputs, derived_seed, portion
 from polytask.errors import nearest
 from polytask.task import Task
 
@@ -27,6 +28,10 @@ class Loader(Source):
     batches already seen are drawn again and dropped. Draws from NumPy's or Python's global generators inside
     the loader's workers are the user's own affair.
 
+    Where several processes train together, each brings its part of every batch: a DataLoader whose sampler is a
+    `torch.utils.data.distributed.DistributedSampler` (its `set_epoch` is called), or one over a stream
+    that the user has split. A rank whose loader ends early goes on without examples until all have ended.
+
     Args:
         loader: the iterable.
         seed: seed of its stream; None takes the trainer's.
@@ -39,11 +44,30 @@ class Loader(Source):
         self.name = name
         self._generators = _generators(loader)
         self._at_epoch_start = [g.get_state() for g in self._generators]
+        self._sampler = _distributed_sampler(loader)
+        self.divided = self._sampler is not None or isinstance(getattr(loader, "dataset", None), IterableDataset)
+        self._part = (0, 1)
+        self._served = loader  # what training steps come from
+
+    def shard(self, index: int, count: int) -> None:
+        self._part = (index, count)
+        if count == 1 or (self.divided and self._sampler is None):
+            return
+        if self._sampler is None:
+            raise ValueError(
+                f"with {count} processes a loader must have a DistributedSampler (or be given as the data set "
+                f"itself, or as arrays), found {_sampler_name(self.loader)}"
+            )
+        found = (self._sampler.rank, self._sampler.num_replicas)
+        if found != (index, count):
+            raise ValueError(
+                f"the DistributedSampler must be that of rank {index} of {count}, found rank {found[0]} of {found[1]}"
+            )
 
     def bind(self, tasks: Mapping[str, Task], device: torch.device, where: str, seed: int = 0) -> None:
         self._seed = seed if self.seed is None else self.seed
         self._tasks, self._device, self._where = dict(tasks), device, where
-        if self.steps_per_epoch == 0:
+        if self.steps_per_epoch == 0 and self._part[1] == 1:
             raise ValueError(f"{where}: a split must hold at least one example, found an empty loader")
 
     @property
@@ -66,24 +90,27 @@ class Loader(Source):
                 generator.set_state(state)
         else:
             self._at_epoch_start = [g.get_state() for g in self._generators]
-        for step, batch in enumerate(self._own_stream(derived_seed(self._seed, epoch))):
+        if self._sampler is not None:
+            self._sampler.set_epoch(epoch)
+        others = self._part[:1] if self._part[0] and self.divided else ()
+        for step, batch in enumerate(self._own_stream(self._served, derived_seed(self._seed, epoch, *others))):
             if step >= start:
-                yield (self._convert(batch),)
+                yield () if batch is None else (self._convert(batch),)
 
     def in_order(self, size: int) -> Iterator[Batch]:
         found = 0
-        for batch in self._own_stream(derived_seed(self._seed)):
+        for batch in self._own_stream(self.loader, derived_seed(self._seed)):
             found += 1
             yield self._convert(batch)
-        if not found:
+        if not found and not self.divided:
             raise ValueError(f"{self._where}: a split must hold at least one example, found an empty loader")
 
-    def _own_stream(self, seed: int) -> Iterator[Any]:
+    def _own_stream(self, loader: Any, seed: int) -> Iterator[Any]:
         outer = torch.random.get_rng_state()
         torch.random.set_rng_state(torch.Generator().manual_seed(seed).get_state())
         inside = True  # whether the global stream is the loader's at this moment
         try:
-            iterator, batch = iter(self.loader), None
+            iterator, batch = iter(loader), None
             while True:
                 batch = next(iterator, _END)
                 inner = torch.random.get_rng_state()
@@ -130,7 +157,66 @@ class Loader(Source):
             generator.set_state(saved)
 
 
+class DatasetLoader(Loader):
+    """A map-style data set, batched here; of several processes each loads its part of every batch.
+
+    Args:
+        dataset: the data set; its `collate`, if it has one, joins examples to a batch.
+        batch_size: examples per step over all processes.
+        shuffle: whether they are shuffled each epoch, unless they stream.
+    """
+
+    def __init__(self, dataset: Any, batch_size: int, shuffle: bool) -> None:
+        super().__init__(loader_over(dataset, batch_size, shuffle))
+
+    def shard(self, index: int, count: int) -> None:
+        if self.divided:
+            super().shard(index, count)
+            return
+        self._part = (index, count)
+        self._served = self.loader if count == 1 else _parted(self.loader, index, count)
+
+
+class _Portions(Sampler[list[int]]):
+    """One rank's portion, maybe empty, of each batch of row numbers."""
+
+    def __init__(self, batches: BatchSampler, index: int, count: int) -> None:
+        self._batches, self._index, self._count = batches, index, count
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        every = list(self._batches)  # drawn at once, from the stream that all ranks have in common
+        if self._index:  # what data sets draw while they load must not be the same on all ranks
+            torch.manual_seed(derived_seed(int(torch.randint(2**62, ())), self._index))
+        for rows in every:
+            yield rows[portion(len(rows), self._index, self._count)]
+
+
+def _parted(loader: DataLoader[Any], index: int, count: int) -> DataLoader[Any]:
+    collate: Callable[..., Any] = loader.collate_fn
+    batches: Any = loader.batch_sampler
+    return DataLoader(
+        loader.dataset, batch_sampler=_Portions(batches, index, count),
+        collate_fn=lambda rows: collate(rows) if rows else None,
+    )  # fmt: skip
+
+
 _END: Any = object()
+
+
+def _distributed_sampler(loader: Any) -> DistributedSampler[Any] | None:
+    batches = getattr(loader, "batch_sampler", None)
+    for sampler in (getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)):
+        if isinstance(sampler, DistributedSampler):
+            return sampler
+    return None
+
+
+def _sampler_name(loader: Any) -> str:
+    sampler = getattr(loader, "sampler", None)
+    return f"a {type(loader).__name__} without a sampler" if sampler is None else f"a {type(sampler).__name__}"
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

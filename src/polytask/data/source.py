@@ -22,9 +22,12 @@ class Source(ABC):
     Attributes:
         cacheable: True if an example's inputs are the same at every visit and batches carry row ids.
         name: what batches are labelled with when there are several sources.
+        divided: True if, of several processes, each brings examples of its own; False if all know the same
+            examples, which `in_order` then gives on every one of them.
     """
 
     cacheable: bool = False
+    divided: bool = False
     name: str = ""
 
     @abstractmethod
@@ -37,6 +40,27 @@ class Source(ABC):
             where: "train", "validation", ... for messages.
             seed: the trainer's, for a source that was given none of its own.
         """
+
+    def shard(self, index: int, count: int) -> None:
+        """Makes `steps` serve this process's part of every step, before `bind`.
+
+        A source that is not `divided` must give the same number of steps on every rank, each a part (maybe of
+        no example) of the batches that one process would get, and `Batch.everywhere` where it knows it. One
+        that is divided may end earlier on some ranks than on others. `in_order`, `label_counts` and
+        `examples` do not change.
+
+        Args:
+            index: this process, from 0.
+            count: how many train together, 1 for one alone.
+
+        Raises:
+            ValueError: the source cannot be divided.
+        """
+        if count > 1:
+            raise ValueError(
+                f"a source must say with `shard` how {count} processes divide its steps, found a "
+                f"{type(self).__name__} without it"
+            )
 
     @property
     @abstractmethod
@@ -78,6 +102,17 @@ class Source(ABC):
 def derived_seed(*numbers: int) -> int:
     """One well-mixed 63-bit seed from several numbers, such as (seed, epoch)."""
     return int(np.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def portion(length: int, index: int, count: int) -> slice:
+    """Which of `length` things are the part of process `index` of `count`: parts as even as can be, in order.
+
+    >>> [portion(5, index, 3) for index in range(3)]
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    size, more = divmod(length, count)
+    start = index * size + min(index, more)
+    return slice(start, start + size + (index < more))
 
 
 def permutation(length: int, *numbers: int) -> torch.Tensor:

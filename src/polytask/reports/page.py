@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from polytask.reports.plots import Chart, charts, page_json, style
-from polytask.reports.summary import Method, Summary, summarize
+from polytask.reports.summary import CHOSEN, Method, Summary, summarize
 from polytask.reports.tables import (
     MARKS,
     Cell,
@@ -23,6 +23,7 @@ from polytask.reports.tables import (
     names,
     notes,
     phase_table,
+    sweep_table,
     unfinished,
 )
 from polytask.studies.store import RunRecord
@@ -47,6 +48,7 @@ def write(
     *,
     baseline: str | None = None,
     reference: str | None = None,
+    sweep: Sequence[str] = (),
     title: str | None = None,
     extra: str = "",
 ) -> Path:
@@ -57,6 +59,7 @@ def write(
         folder: where to; made if need be.
         baseline: the single-task method of Δm; None looks for one called ``single-task``.
         reference: the method that verdicts compare with; None looks for one called ``joint``.
+        sweep: the methods that are fixed weights, of which the table shows the chosen ones.
         title: the page's heading.
         extra: sections of HTML for the page alone, put first.
 
@@ -66,11 +69,11 @@ def write(
     Raises:
         ValueError: the records cannot be compared.
     """
-    summary = summarize(records, baseline, reference)
+    summary = summarize(records, baseline, reference, sweep)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     write_file(target / "table.csv", csv_text(summary))
-    write_file(target / "table.md", markdown(records, baseline, reference))
+    write_file(target / "table.md", markdown(records, baseline, reference, sweep))
     write_file(target / "report.html", html(summary, title, extra))
     return target / "report.html"
 
@@ -85,7 +88,6 @@ def html(summary: Summary, title: str | None = None, extra: str = "") -> str:
     """
     heading = title or _title(summary)
     drawn = charts(summary)
-    records = [run for method in summary.methods for run in method.runs]
     body = "\n".join([
         f"<header><h1>{escape(heading)}</h1>{_compared(summary)}</header>",
         "<main>",
@@ -93,7 +95,7 @@ def html(summary: Summary, title: str | None = None, extra: str = "") -> str:
         _tables(summary),
         _failures(summary),
         legend(names(summary), drawn),
-        *_sections(drawn, single=len(records) == 1),
+        *_sections(drawn, single=len(summary.runs) == 1),
         _notes(summary),
         _settings(summary),
         "</main>",
@@ -164,7 +166,7 @@ def plural(count: int, noun: str) -> str:
 
 def _compared(summary: Summary) -> str:
     """The list of what was compared: tasks, data, seeds, epochs, budget."""
-    runs = [run for method in summary.methods for run in method.runs]
+    runs = summary.runs
     done = [run for run in runs if run.state == "done"]
     facts = [("Tasks", ", ".join(_task(task) for task in summary.tasks) or "none recorded")]
     data = dict.fromkeys(text for run in runs if (text := data_of(run)))
@@ -251,8 +253,13 @@ def _tables(summary: Summary) -> str:
         else ""
     )
     marks = _marks(summary.reference) if summary.reference and several else ""
+    points = sweep_table(summary)
+    hint = (
+        '<p class="hint">Joint training with fixed task weights; validation data choose. The rule is under Notes.</p>'
+    )
+    fixed = f"<h3>Fixed weights</h3>{hint}{_table('Fixed weights', 'sweep', *points, summary)}" if points[0] else ""
     return (
-        f'<section aria-labelledby="h-figures"><h2 id="h-figures">{title}</h2>{figures}{marks}</section>'
+        f'<section aria-labelledby="h-figures"><h2 id="h-figures">{title}</h2>{figures}{marks}{fixed}</section>'
         f'<section aria-labelledby="h-costs"><h2 id="h-costs">Costs</h2>{costs}{phases}</section>'
         f"{budgets}"
     )
@@ -270,7 +277,7 @@ def _table(caption: str, key: str, rows: Sequence[str], columns: Sequence[Column
     heads = "".join(f'<th scope="col">{escape(c.heading)}<small>{escape(c.note)}</small></th>' for c in columns)
     order = {method.name: i for i, method in enumerate(summary.methods)}
     body = "".join(
-        f"<tr>{_row_head(name, order[name])}{''.join(_td(column.cells[i]) for column in columns)}</tr>"
+        f"<tr>{_row_head(name, order.get(name))}{''.join(_td(column.cells[i]) for column in columns)}</tr>"
         for i, name in enumerate(rows)
     )
     return (
@@ -280,8 +287,9 @@ def _table(caption: str, key: str, rows: Sequence[str], columns: Sequence[Column
     )
 
 
-def _row_head(name: str, number: int) -> str:
-    return f'<th scope="row"><span class="name">{chip(number)}<span>{escape(name)}</span></span></th>'
+def _row_head(name: str, number: int | None) -> str:
+    mark = "" if number is None else chip(number)
+    return f'<th scope="row"><span class="name">{mark}<span>{escape(name)}</span></span></th>'
 
 
 def chip(number: int) -> str:
@@ -371,14 +379,14 @@ def _notes(summary: Summary) -> str:
 
 
 def _settings(summary: Summary) -> str:
-    runs = [run for method in summary.methods for run in method.runs]
+    runs = summary.runs
     keys = dict.fromkeys(key for run in runs for key in run.versions)
     facts = [(key, ", ".join(dict.fromkeys(str(r.versions[key]) for r in runs if key in r.versions))) for key in keys]
     started = sorted(run.started[:16].replace("T", " ") for run in runs if run.started)
     if started:
         span = dict.fromkeys((started[0], started[-1]))
         facts.append(("started (UTC)", " to ".join(span)))
-    configs = "".join(_details(method) for method in summary.methods)
+    configs = "".join(_details(method) for method in summary.every)
     return (
         '<section aria-labelledby="h-settings"><h2 id="h-settings">Settings</h2>'
         f'<dl class="facts">{facts_list(facts)}</dl>{_every_run(summary)}{configs}</section>'
@@ -397,8 +405,8 @@ def _every_run(summary: Summary) -> str:
     metrics = [figure.key for figure in summary.metrics]
     heads = ["method", "seed", "state", *metrics, "epochs", "epoch kept", "seconds", "ended"]
     rows: list[list[str]] = []
-    for method in summary.methods:
-        for run in method.runs:
+    for method in summary.every:
+        for run in method.runs if summary.sweep is None or method.name != CHOSEN else ():
             values = run.metrics.get(summary.split, {})
             shown = ["–" if values.get(key) is None else f"{values[key]:.5g}" for key in metrics]
             rows.append([

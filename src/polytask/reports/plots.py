@@ -396,13 +396,30 @@ def _tradeoff(summary: Summary) -> Iterator[Chart]:
         data += _points(summary, number, method)
     if not data:
         return
+    data = [*_fixed_weights(summary), *data]
     layout = chart_layout(
         xaxis={"title": {"text": f"{tag(first.task)}: {tag(first.name)} ({first.direction})"}, "nticks": 7},
         yaxis={"title": {"text": f"{tag(second.task)}: {tag(second.name)} ({second.direction})", "standoff": 14}},
     )
     title = f"{first.task} against {second.task} ({summary.split})"
     about = f"Scatter of {first.key} against {second.key}: small marks are runs, large ones means with spread."
+    about += " Grey crosses are the means of all fixed weights." if summary.sweep else ""
     yield Chart("tradeoff", "Trade-off", title, about, data, layout, 420, wide=True)
+
+
+def _fixed_weights(summary: Summary) -> Iterator[dict[str, Any]]:
+    """The means of all fixed weights as small crosses below the methods."""
+    keys = [figure.key for figure in summary.metrics]
+    points = summary.sweep.points if summary.sweep else []
+    means = [(p.name, [p.figures[key].mean for key in keys]) for p in points]
+    shown = [(name, values) for name, values in means if None not in values]
+    if shown:
+        yield {
+            "type": "scatter", "mode": "markers", "name": "fixed weights", "x": [v[0] for _, v in shown],
+            "y": [v[1] for _, v in shown], "text": [tag(name) for name, _ in shown],
+            "marker": {"color": "#888888", "size": 7, "symbol": "x-thin", "line": {"width": 1.6, "color": "#888888"}},
+            "hovertemplate": "%{text}, mean<br>%{x}, %{y}<extra></extra>",
+        }  # fmt: skip
 
 
 def _points(summary: Summary, number: int, method: Method) -> Iterator[dict[str, Any]]:

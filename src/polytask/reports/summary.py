@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean, stdev
 from typing import Any
 
 from polytask.errors import nearest
+from polytask.studies.methods import SAME_AS_JOINT, SAME_AS_SINGLE, plain
 from polytask.studies.store import RunRecord
 
 NEAR_ZERO = 1e-6
@@ -20,8 +21,8 @@ SEEDS_FOR_A_VERDICT = 3
 
 METRICS, ALL_FIGURES, TASK_FIRST = "delta_m_metrics", "delta_m_all_figures", "delta_m_task_first"
 
-_BASELINES = ("singletask", "single")
-_REFERENCES = ("joint",)
+CHOSEN = "weights, chosen"
+"""The name under which the chosen fixed weights stand among the methods."""
 
 Values = Mapping[int, Mapping[str, float]]
 """{seed: {figure's key: value}} of one method."""
@@ -186,6 +187,25 @@ class Delta:
 
 
 @dataclass
+class Sweep:
+    """Joint training with fixed task weights, and which of them validation data chose.
+
+    Attributes:
+        points: one method per vector of weights, the plain sum first.
+        chosen: the name of the point with the lowest score among those that finished all seeds; None if there
+            is none, and while points are missing or running, as an early choice would favour those that are trained
+            first.
+        by: the score in words.
+        scores: {point: its score on validation data}; lower is better.
+    """
+
+    points: list[Method]
+    chosen: str | None = None
+    by: str = ""
+    scores: dict[str, Estimate] = field(default_factory=dict)
+
+
+@dataclass
 class Summary:
     """A comparison in numbers.
 
@@ -197,6 +217,8 @@ class Summary:
         baseline: the method that Δm compares with, None if there is none.
         reference: the method that verdicts on task figures compare with, None if there is none.
         deltas: the Δm columns.
+        sweep: the fixed weights, None if they were not swept. The chosen ones are among `methods` once more, as
+            `CHOSEN`; of the points only the plain sum is.
     """
 
     split: str
@@ -207,19 +229,36 @@ class Summary:
     baseline: str | None
     reference: str | None
     deltas: list[Delta] = field(default_factory=list)
+    sweep: Sweep | None = None
+
+    @property
+    def every(self) -> list[Method]:
+        """The methods, and the points of the sweep that are not among them."""
+        names = {method.name for method in self.methods}
+        return [*self.methods, *(p for p in (self.sweep.points if self.sweep else ()) if p.name not in names)]
+
+    @property
+    def runs(self) -> list[RunRecord]:
+        """Every run, once."""
+        return [run for m in self.every if self.sweep is None or m.name != CHOSEN for run in m.runs]
 
     @property
     def seeds(self) -> list[int]:
         """All seeds, in order."""
-        return sorted({run.seed for method in self.methods for run in method.runs})
+        return sorted({run.seed for run in self.runs})
 
     @property
     def unfinished(self) -> list[RunRecord]:
         """Failed and running runs."""
-        return [run for method in self.methods for run in method.unfinished]
+        return [run for run in self.runs if run.state != "done"]
 
 
-def summarize(records: Sequence[RunRecord], baseline: str | None = None, reference: str | None = None) -> Summary:
+def summarize(
+    records: Sequence[RunRecord],
+    baseline: str | None = None,
+    reference: str | None = None,
+    sweep: Sequence[str] = (),
+) -> Summary:
     """Means, spreads, Δm, ranks and costs of a comparison.
 
     Args:
@@ -228,6 +267,9 @@ def summarize(records: Sequence[RunRecord], baseline: str | None = None, referen
             ``single-task`` (however it is written), and if there is none Δm is refused.
         reference: the method that the others must beat by more than the seeds' spread to be called better;
             None looks for one called ``joint``.
+        sweep: the methods that are fixed weights, the plain sum first. The others among them leave the table;
+            the one that validation data choose stands in it as `CHOSEN`. It is chosen by the mean Δm of the
+            tasks' metrics, equal ones by total loss; by total loss alone where Δm cannot be taken.
 
     Raises:
         ValueError: no records, two runs of one method and seed, a task judged by different metrics, or no
@@ -238,14 +280,16 @@ def summarize(records: Sequence[RunRecord], baseline: str | None = None, referen
     tasks = _tasks(records)
     methods = _methods(records)
     names = [method.name for method in methods]
-    baseline = _pick("baseline", baseline, names, _BASELINES)
-    reference = _pick("reference", reference, names, _REFERENCES)
+    baseline = _pick("baseline", baseline, names, SAME_AS_SINGLE)
+    reference = _pick("reference", reference, names, SAME_AS_JOINT)
     methods.sort(key=lambda m: (m.name != baseline, m.name != reference))
     metrics = [Figure(t["name"], t["metric"], bool(t["higher_is_better"])) for t in tasks]
     losses = [Figure(t["name"], "loss", False) for t in tasks]
     finished = [run for run in records if run.state == "done"]
     split = "validation" if finished and not any(run.metrics.get("test") for run in finished) else "test"
     summary = Summary(split, tasks, metrics, losses, methods, baseline, reference)
+    if sweep:
+        _add_sweep(summary, sweep)
     _fill_figures(summary)
     _fill_deltas(summary)
     _fill_ranks(summary)
@@ -374,8 +418,8 @@ def _methods(records: Sequence[RunRecord]) -> list[Method]:
 
 def _pick(what: str, wanted: str | None, names: Sequence[str], usual: Sequence[str]) -> str | None:
     if wanted is None:
-        plain = {"".join(c for c in name.lower() if c.isalnum()): name for name in names}
-        return next((plain[word] for word in usual if word in plain), None)
+        found = {plain(name): name for name in names}
+        return next((found[word] for word in usual if word in found), None)
     if wanted not in names:
         raise ValueError(f"the {what} must be one of the methods, found `{wanted}`: {nearest(wanted, names)}")
     return wanted
@@ -390,14 +434,48 @@ def _values(method: Method, split: str) -> dict[int, dict[str, float]]:
     return {run.seed: run.metrics.get(split, {}) for run in method.done}
 
 
+def _add_sweep(summary: Summary, names: Sequence[str]) -> None:
+    """Takes the points out of the methods and puts the chosen one in."""
+    by_name = {method.name: method for method in summary.methods}
+    points = [by_name[name] for name in names if name in by_name]
+    baseline = by_name.get(summary.baseline or "")
+    summary.sweep = _chosen(points, baseline, summary.metrics, len(summary.seeds))
+    if len(points) < len(names) or any(run.state == "running" for point in points for run in point.runs):
+        summary.sweep.chosen = None
+    away = {point.name for point in points} - {summary.reference}
+    summary.methods = [method for method in summary.methods if method.name not in away]
+    if summary.sweep.chosen is not None:
+        runs = [replace(run, method=CHOSEN) for run in by_name[summary.sweep.chosen].runs]
+        place = sum(method.name in (summary.baseline, summary.reference) for method in summary.methods)
+        summary.methods.insert(place, Method(CHOSEN, runs))
+
+
+def _chosen(points: list[Method], baseline: Method | None, metrics: Sequence[Figure], seeds: int) -> Sweep:
+    complete = [point for point in points if len(point.done) == seeds]
+    losses = {p.name: p.over_runs(lambda run: run.metrics.get("validation", {}).get("loss")) for p in complete}
+    bases = {} if baseline is None else _values(baseline, "validation")
+    deltas = {p.name: delta_m(_values(p, "validation"), bases, metrics, task_first=True) for p in complete}
+    by_delta = any(delta.mean is not None for delta in deltas.values())  # points that diverged have none
+    scores = deltas if by_delta else losses
+    by = f"mean Δm of the tasks' metrics against {baseline.name}" if by_delta and baseline else "mean total loss"
+
+    def score(name: str) -> tuple[float, float]:
+        first, second = scores[name].mean, losses[name].mean
+        return math.inf if first is None else round(first, 9), math.inf if second is None else second
+
+    finite = [point.name for point in complete if scores[point.name].mean is not None]
+    return Sweep(points, min(finite, key=score, default=None), by, scores)
+
+
 def _fill_figures(summary: Summary) -> None:
-    for method in summary.methods:
+    everything = summary.every
+    for method in everything:
         values = _values(method, summary.split)
         for figure in (*summary.metrics, *summary.losses):
             method.figures[figure.key] = _figure(values, figure)
         method.phases = _phases(method)
     reference = next((m for m in summary.methods if m.name == summary.reference), None)
-    for method in summary.methods if reference else ():
+    for method in everything if reference else ():
         for figure in (*summary.metrics, *summary.losses):
             assert reference is not None
             estimate, other = method.figures[figure.key], reference.figures[figure.key]
@@ -442,7 +520,7 @@ def _phases(method: Method) -> dict[str, PhaseCost]:
 def _fill_deltas(summary: Summary) -> None:
     baseline = next((m for m in summary.methods if m.name == summary.baseline), None)
     everything = _all_figures(summary)
-    for method in summary.methods:
+    for method in summary.every:
         for key, figures, task_first in (
             (METRICS, summary.metrics, True),
             (ALL_FIGURES, everything, False),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from polytask.reports.budget import equal_budgets
-from polytask.reports.summary import SEEDS_FOR_A_VERDICT, Estimate, Figure, Method, Summary, summarize
+from polytask.reports.summary import CHOSEN, SEEDS_FOR_A_VERDICT, Estimate, Figure, Method, Summary, summarize
 from polytask.studies.store import RunRecord
 
 if TYPE_CHECKING:
@@ -42,7 +42,10 @@ class Column:
 
 
 def terminal_table(
-    records: Sequence[RunRecord], baseline: str | None = None, reference: str | None = None
+    records: Sequence[RunRecord],
+    baseline: str | None = None,
+    reference: str | None = None,
+    sweep: Sequence[str] = (),
 ) -> RenderableType:
     """The comparison for a terminal, cut into blocks of columns that fit its width.
 
@@ -50,28 +53,36 @@ def terminal_table(
         records: the runs; see `polytask.reports.summary.summarize`.
         baseline: the single-task method of Δm.
         reference: the method that verdicts compare with.
+        sweep: the methods that are fixed weights.
 
     Raises:
         ValueError: the records cannot be compared.
     """
-    return _Terminal(summarize(records, baseline, reference))
+    return _Terminal(summarize(records, baseline, reference, sweep))
 
 
-def markdown(records: Sequence[RunRecord], baseline: str | None = None, reference: str | None = None) -> str:
+def markdown(
+    records: Sequence[RunRecord],
+    baseline: str | None = None,
+    reference: str | None = None,
+    sweep: Sequence[str] = (),
+) -> str:
     """The comparison as Markdown: a table of figures, a table of costs, and notes.
 
     Args:
         records: the runs; see `polytask.reports.summary.summarize`.
         baseline: the single-task method of Δm.
         reference: the method that verdicts compare with.
+        sweep: the methods that are fixed weights.
 
     Raises:
         ValueError: the records cannot be compared.
     """
-    summary = summarize(records, baseline, reference)
-    by_phase, at_budget = phase_table(summary), budget_table(summary)
+    summary = summarize(records, baseline, reference, sweep)
+    by_phase, at_budget, points = phase_table(summary), budget_table(summary), sweep_table(summary)
     parts = [
         _markdown_table("method", names(summary), figure_columns(summary)),
+        *([_markdown_table("fixed weights", *points)] if points[0] else []),
         _markdown_table("method", names(summary), cost_columns(summary)),
         *([_markdown_table("method", *by_phase)] if by_phase[0] else []),
         *([_markdown_table("method, on validation data", *at_budget)] if at_budget[0] else []),
@@ -86,7 +97,7 @@ def csv_text(summary: Summary) -> str:
     """The comparison as CSV: one row a method, full precision, empty where there is nothing."""
     import pandas as pd
 
-    return pd.DataFrame([_csv_row(summary, method) for method in summary.methods]).to_csv(index=False)
+    return pd.DataFrame([_csv_row(summary, method) for method in summary.every]).to_csv(index=False)
 
 
 def names(summary: Summary) -> list[str]:
@@ -96,7 +107,7 @@ def names(summary: Summary) -> list[str]:
 
 def figure_columns(summary: Summary) -> list[Column]:
     """The main table: every task's metric, Δm, mean rank and the headline costs."""
-    columns = [_metric_column(summary, figure) for figure in summary.metrics]
+    columns = [_column(f"{f.task} {f.name}", f.direction, summary.methods, f) for f in summary.metrics]
     for delta in summary.deltas if len(summary.methods) > 1 else ():
         estimates = [method.deltas[delta.key] for method in summary.methods]
         columns.append(Column(delta.label, "%, lower is better", _cells(estimates)))
@@ -105,6 +116,23 @@ def figure_columns(summary: Summary) -> list[Column]:
         columns.append(Column("mean rank", "lower is better", cells))
     columns.append(Column("runs", "finished", [_runs(method) for method in summary.methods]))
     return columns
+
+
+def sweep_table(summary: Summary) -> tuple[list[str], list[Column]]:
+    """The rows' names and the columns of the table of fixed weights: which were chosen, and what each gave."""
+    if summary.sweep is None:
+        return [], []
+    points, sweep = summary.sweep.points, summary.sweep
+    delta = summary.deltas[0]
+    scores = [sweep.scores.get(point.name, Estimate(reason="not every seed has finished")) for point in points]
+    columns = [
+        Column("score", "validation, lower is better", _cells(scores)),
+        Column("chosen", "by the score", [Cell("chosen" if p.name == sweep.chosen else "") for p in points]),
+        *(_column(f"{f.task} {f.name}", f.direction, points, f) for f in summary.metrics),
+        Column(delta.label, "%, lower is better", _cells([point.deltas[delta.key] for point in points])),
+        Column("runs", "finished", [_runs(point) for point in points]),
+    ]
+    return [point.name for point in points], columns
 
 
 def cost_columns(summary: Summary) -> list[Column]:
@@ -164,7 +192,7 @@ def notes(summary: Summary) -> list[str]:
     else:
         lines.append("There are no test figures: these are of the data that selected the epochs, so they flatter.")
     if len(summary.methods) > 1:
-        lines += [*_verdict_notes(summary), *_delta_notes(summary), _RANK_NOTE]
+        lines += [*_verdict_notes(summary), *_delta_notes(summary), *_sweep_notes(summary), _RANK_NOTE]
     if equal_budgets(summary):
         lines.append(_BUDGET_NOTE)
     return [*lines, _SECONDS_NOTE, _MEMORY_NOTE, _MACS_NOTE]
@@ -209,6 +237,21 @@ def _verdict_notes(summary: Summary) -> list[str]:
     ]
 
 
+def _sweep_notes(summary: Summary) -> list[str]:
+    if summary.sweep is None:
+        return []
+    points = summary.sweep.points
+    runs = [run for point in points for run in point.done]
+    chosen = f"chosen: {summary.sweep.chosen}" if summary.sweep.chosen else "not yet: the sweep is not complete"
+    by = f", by {summary.sweep.by}" if summary.sweep.by else ""
+    return [
+        f"{CHOSEN}: joint training with fixed task weights that sum to the number of tasks, {len(points)} vectors with "
+        "the plain sum among them. Validation data choose one vector for all seeds"
+        f"{by} ({chosen}). The costs of this row are those of the chosen weights' runs; the sweep as a whole is "
+        f"{len(runs)} runs, {sum(run.seconds for run in runs):,.0f} seconds of training."
+    ]
+
+
 def _delta_notes(summary: Summary) -> list[str]:
     if summary.baseline is None:
         return ["Δm is not given: it needs a single-task baseline among the methods."]
@@ -220,16 +263,15 @@ def _delta_notes(summary: Summary) -> list[str]:
     ]
     lines += [f"{delta.label}: {delta.meaning}." for delta in summary.deltas]
     for delta in summary.deltas:
-        for method in summary.methods:
+        for method in summary.every:
             estimate = method.deltas[delta.key]
             if estimate.reason and method.name != summary.baseline:
                 lines.append(f"{delta.label} of {method.name}: {estimate.reason}.")
     return lines
 
 
-def _metric_column(summary: Summary, figure: Figure) -> Column:
-    cells = _cells([method.figures[figure.key] for method in summary.methods])
-    return Column(f"{figure.task} {figure.name}", figure.direction, cells)
+def _column(heading: str, note: str, methods: Sequence[Method], figure: Figure) -> Column:
+    return Column(heading, note, _cells([method.figures[figure.key] for method in methods]))
 
 
 def _runs(method: Method) -> Cell:
@@ -316,6 +358,10 @@ def _markdown_table(corner: str, rows: Sequence[str], columns: Sequence[Column])
 
 def _csv_row(summary: Summary, method: Method) -> dict[str, Any]:
     row: dict[str, Any] = {"method": method.name, "runs": len(method.runs), "finished": len(method.done)}
+    if summary.sweep is not None:
+        listed = summary.sweep.scores.get(method.name)
+        row["sweep_score"] = None if listed is None else listed.mean
+        row["sweep_chosen"] = method.name == summary.sweep.chosen
 
     def add(name: str, estimate: Estimate) -> None:
         row[f"{name}/mean"], row[f"{name}/std"] = estimate.mean, estimate.spread
@@ -358,6 +404,9 @@ class _Terminal:
 
 def _terminal_note(summary: Summary) -> str:
     base = f"{summary.split} data, mean ± standard deviation over seeds"
+    if summary.sweep is not None:
+        chosen = summary.sweep.chosen or "not yet"
+        base += f"; {CHOSEN} on validation data: {chosen}, all {len(summary.sweep.points)} are in the report"
     if len(summary.methods) > 1 and summary.baseline is None:
         base += "; Δm needs a single-task baseline, found none"
     if len(summary.methods) < 2 or summary.reference is None:

@@ -9,7 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
@@ -41,6 +41,7 @@ from polytask.task import Task
 from polytask.training.callbacks.progress import Progress
 from polytask.training.cost import measure
 from polytask.training.history import History
+from polytask.training.launch import first_error, join
 from polytask.training.run import Interrupted, Run
 from polytask.training.trainer import Trainer
 
@@ -73,6 +74,9 @@ def run(
 ) -> RunRecord:
     """Trains a configuration, evaluates it on validation and test data, and records all in `folder`.
 
+    Of several processes (``trainer.devices``, or torchrun) all call this and all return the record; only the
+    first reads and writes the folder.
+
     A folder that already holds this run, finished, is left as it is; one that was interrupted goes on from
     its checkpoint, exactly.
 
@@ -100,27 +104,45 @@ def run(
     """
     resolved = spec.resolve(spec.read_config(config), overrides)
     target = Path(folder)
-    if finished(target) and not different(target, resolved):
-        return read_record(target)
+    ranks = join(resolved["trainer"])
+    if (old := ranks.once(lambda: _old(target, resolved))) is not None:
+        return old
     record = RunRecord(method or target.name, resolved["seed"], "running", folder=target)
     with threads(resolved["threads"]):
         display = progress if isinstance(progress, Progress) else Progress() if progress else None
-        keeper = _Keeper(record, display)
+        keeper = _Keeper(record, display if ranks.first else None)
         built = make(resolved, target, [keeper])
         record.start = built.start
         if built.start:
             keeper.start = built.start
         splits = splits_of(built)  # first: without its files nothing must be written
-        probe(target)
-        with lock(target, wait):
-            if overwrite and different(target, resolved):
-                clear(target)
-            check_same(target, resolved)
-            if finished(target):  # by another process, while this one waited
-                return read_record(target)
-            write_text(target / "config.yaml", spec.dump(resolved))
+        with ExitStack() as held:
+
+            def occupy() -> RunRecord | None:
+                probe(target)
+                held.enter_context(lock(target, wait))
+                return _occupied(target, resolved, overwrite)
+
+            if (old := ranks.once(occupy)) is not None:
+                return old
             _guarded(built, splits, record)
     return record
+
+
+def _old(folder: Path, resolved: spec.Config) -> RunRecord | None:
+    """The record of this very run, if it is finished."""
+    return read_record(folder) if finished(folder) and not different(folder, resolved) else None
+
+
+def _occupied(folder: Path, resolved: spec.Config, overwrite: bool) -> RunRecord | None:
+    """Makes a locked folder ready, unless another process finished the run while this one waited."""
+    if overwrite and different(folder, resolved):
+        clear(folder)
+    check_same(folder, resolved)
+    if finished(folder):
+        return read_record(folder)
+    write_text(folder / "config.yaml", spec.dump(resolved))
+    return None
 
 
 def splits_of(built: spec.Built) -> Splits:
@@ -297,7 +319,9 @@ def stored(folder: Path) -> spec.Config:
             f"a run folder must hold config.yaml, found none in {folder} (polytask.load can be given a model and "
             "tasks instead)"
         )
-    return spec.resolve(spec.read_config(path))
+    config = spec.resolve(spec.read_config(path))
+    config["trainer"] |= {"devices": None, "nodes": 1}  # a trained network needs no more than there are
+    return config
 
 
 def _filled(trainer: Trainer, folder: Path) -> Trainer:
@@ -368,8 +392,9 @@ class _Keeper(Callback):
         self._record.epochs, self._record.stopped = run.epoch, run.stopped
         if now - self._written >= RECORD_SECONDS:
             self._written = now
-            write_record(self._record, self._record.folder)
-        if now - self._saved >= CHECKPOINT_SECONDS or run.stopped or run.epoch == run.epochs:
+            if run.ranks.first:
+                write_record(self._record, self._record.folder)
+        if run.ranks.share(now - self._saved >= CHECKPOINT_SECONDS) or run.stopped or run.epoch == run.epochs:
             run.save(self._record.folder / "last.ckpt")
             self._saved = time.monotonic()
 
@@ -388,25 +413,29 @@ def _guarded(built: spec.Built, splits: Splits, record: RunRecord) -> None:
     record.tasks = [task.describe() for task in built.data.tasks]
     record.versions = versions()
     record.started = datetime.now(UTC).isoformat(timespec="seconds")
-    write_record(record, record.folder)
+    first = built.trainer.ranks.first
+    if first:
+        write_record(record, record.folder)
     try:
         _carry_out(built, splits, record)
         record.state = "done"
     except Interrupted as interrupted:
-        _note_interruption(record, interrupted)
+        _note_interruption(record, interrupted, first)
         raise
     except Exception as error:  # whatever a user's own class raises, the other runs of a study go on
         record.state = "failed"
-        record.error = spec.one_line(error)
+        record.error = first_error(spec.one_line(error))[0]
         logger.debug("%s, seed %d failed", record.method, record.seed, exc_info=error)
-    write_record(record, record.folder)
+    if first:
+        write_record(record, record.folder)
 
 
 def _carry_out(built: spec.Built, splits: Splits, record: RunRecord) -> None:
     folder, trainer = record.folder, built.trainer
     assert folder is not None
     record.cost = cost_of_training(trainer, splits.train)
-    history = trainer.fit(splits.train, splits.validation, epochs=built.epochs, resume=_checkpoint(folder))
+    resume = trainer.ranks.once(lambda: _checkpoint(folder))
+    history = trainer.fit(splits.train, splits.validation, epochs=built.epochs, resume=resume)
     record.epochs = len(history)
     record.selected_epoch = _selected(trainer.callbacks, len(history))
     keepers = (callback.cached for callback in trainer.callbacks if isinstance(callback, _Keeper))
@@ -416,16 +445,18 @@ def _carry_out(built: spec.Built, splits: Splits, record: RunRecord) -> None:
         name: trainer.evaluate(split) | (trainer.objective_values(split) if trainer.objectives else {})
         for name, split in (("validation", splits.validation), ("test", splits.test))
     }
-    write_regions(trainer, splits, folder)
-    (folder / "interrupted.ckpt").unlink(missing_ok=True)
+    if trainer.ranks.first:
+        write_regions(trainer, splits, folder)
+        (folder / "interrupted.ckpt").unlink(missing_ok=True)
 
 
-def _note_interruption(record: RunRecord, interrupted: Interrupted) -> None:
+def _note_interruption(record: RunRecord, interrupted: Interrupted, first: bool) -> None:
     # on resuming there must be no doubt which file is newer
     assert record.folder is not None
-    os.replace(interrupted.path, record.folder / "last.ckpt")
-    interrupted.path = record.folder / "last.ckpt"
-    write_record(record, record.folder)
+    path, interrupted.path = interrupted.path, record.folder / "last.ckpt"
+    if first:
+        os.replace(path, interrupted.path)
+        write_record(record, record.folder)
 
 
 def _checkpoint(folder: Path) -> Path | None:

@@ -85,18 +85,17 @@ def read(path: str | Path) -> dict[str, Any]:
     return content["state"]
 
 
-def check_fingerprint(path: str | Path, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
-    """Raises `ValueError`, naming every difference, unless two fingerprints are equal."""
+def refusal(path: str | Path, saved: Mapping[str, Any], present: Mapping[str, Any]) -> str:
+    """Why a checkpoint with the fingerprint `saved` does not fit, naming every difference; "" if it fits."""
     differing = [
         f"{key}: saved {saved.get(key)!r}, found {present.get(key)!r}"
         for key in dict.fromkeys([*saved, *present])
         if saved.get(key) != present.get(key)
     ]
-    if differing:
-        raise ValueError(
-            f"{path} must come from the same model, data, settings, versions and threads; different: "
-            + "; ".join(differing)
-        )
+    if not differing:
+        return ""
+    rule = f"{path} must come from the same model, data, settings, versions and threads"
+    return f"{rule}; different: {'; '.join(differing)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from polytask.batch import map_inputs, tensors_of
 from polytask.data.source import Source
 from polytask.models.base import Model
 from polytask.objective import Context, Objective
+from polytask.ranks import Ranks
 from polytask.task import Prediction, Task
 from polytask.training.features import FeatureCache
 from polytask.training.meter import Meter
@@ -28,6 +29,7 @@ def evaluate(
     autocast: Autocast,
     meter: Meter | None = None,
     cache: FeatureCache | None = None,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Figures of the whole source: ``loss``, ``<task>/loss``, ``<task>/<metric>``.
 
@@ -41,12 +43,16 @@ def evaluate(
         autocast: makes the context of the forward pass.
         meter: an emptied meter to reuse.
         cache: the source's features, if they are known.
+        ranks: the processes that share the work, each of which calls this; None for this one alone. A meter
+            that is given must have the same.
     """
-    meter = meter or Meter(tasks)
+    meter = meter or Meter(tasks, ranks=ranks)
+    sharing = None if ranks is None or ranks.alone or source.divided else ranks
     meter.reset()
     start = 0
-    for batch in source.in_order(chunk):
-        names = [name for name in tasks if batch.counts.get(name)]
+    for number, batch in enumerate(source.in_order(chunk)):
+        mine = sharing is None or number % sharing.count == sharing.index
+        names = [name for name in tasks if mine and batch.counts.get(name)]
         with autocast():
             if cache is not None:
                 features = cache.part(start, start + batch.size)
@@ -69,6 +75,7 @@ def objective_values(
     source: Source,
     chunk: int,
     autocast: Autocast,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """``<objective>/value``: each objective's mean over the examples, without its fixed weight.
 
@@ -81,6 +88,7 @@ def objective_values(
         source: bound examples; every one is seen once, in order.
         chunk: examples per forward pass.
         autocast: makes the context of the forward pass.
+        ranks: the processes that hold a part of the source each, where it is divided among them.
     """
     sums, examples = dict.fromkeys(objectives, 0.0), 0
     for batch in source.in_order(chunk) if objectives else ():
@@ -96,7 +104,9 @@ def objective_values(
             for name, objective in objectives.items():
                 sums[name] += objective(context).item() * batch.size
         examples += batch.size
-    return {f"{name}/value": total / examples for name, total in sums.items()}
+    parts = [(sums, examples)] if ranks is None or not source.divided else ranks.objects((sums, examples))
+    whole = sum(size for _, size in parts)
+    return {f"{name}/value": sum(part[name] for part, _ in parts) / whole for name in objectives}
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polytask.batch import Batch, map_inputs, tensors_of
 from polytask.data.source import Source
+from polytask.ranks import Ranks
 
 logger = logging.getLogger("polytask")
 
@@ -25,19 +26,27 @@ class FeatureCache:
         features: (inputs, source name) -> features; called without gradients, trunk in eval mode.
         chunk: examples per call.
         first: a first batch's features, whose shapes size the cache.
+        ranks: the processes that share the work where all know the same examples; None for this one alone.
     """
 
-    def __init__(self, source: Source, features: Features, chunk: int, first: Any) -> None:
+    def __init__(self, source: Source, features: Features, chunk: int, first: Any, ranks: Ranks | None = None) -> None:
         length = source.examples
         assert length is not None
-        self._store = map_inputs(lambda t: t.new_empty((length, *t.shape[1:])), first)
+        sharing = None if ranks is None or ranks.alone or source.divided else ranks
+        # rows that other ranks compute are zero here, and their sum over ranks is exact
+        self._store = map_inputs(lambda t: (t.new_zeros if sharing else t.new_empty)((length, *t.shape[1:])), first)
         start = 0
-        for batch in source.in_order(chunk):
+        for number, batch in enumerate(source.in_order(chunk)):
             part = slice(start, start + batch.size)
+            start = part.stop
+            if sharing and number % sharing.count != sharing.index:
+                continue
             computed = features(batch.inputs, batch.source)
             for kept, fresh in zip(tensors_of(self._store), tensors_of(computed), strict=True):
                 kept[part] = fresh
-            start = part.stop
+        if sharing:
+            for kept in tensors_of(self._store):
+                sharing.sum(kept)
 
     def rows(self, rows: Tensor) -> Any:
         """The features of these rows."""
@@ -61,14 +70,24 @@ class FeatureCaches:
         features: (inputs, source name) -> features, to be called as in `FeatureCache`.
         boundary: whether the model has a feature boundary.
         chunk: examples per call.
+        ranks: the processes that decide alike and share the work; None for this one alone.
     """
 
-    def __init__(self, wanted: bool | None, limit: int, features: Features, boundary: bool, chunk: int) -> None:
+    def __init__(
+        self,
+        wanted: bool | None,
+        limit: int,
+        features: Features,
+        boundary: bool,
+        chunk: int,
+        ranks: Ranks | None = None,
+    ) -> None:
         self._wanted = wanted
         self._limit = limit
         self._features = features
         self._boundary = boundary
         self._chunk = chunk
+        self._ranks = None if ranks is None or ranks.alone else ranks
         self._caches: dict[int, FeatureCache | None] = {}
         self._used = 0
         self._said: set[str] = set()
@@ -105,7 +124,7 @@ class FeatureCaches:
             return None
         self._say(f"{where} features are cached in each specific phase: {size / 2**20:.1f} MiB")
         self._used += size
-        return FeatureCache(source, self._features, self._chunk, first)
+        return FeatureCache(source, self._features, self._chunk, first, self._ranks)
 
     def _refusal(self, source: Source) -> tuple[str, Any, int]:
         if self._wanted is False:
@@ -129,7 +148,8 @@ class FeatureCaches:
 
     def _repeats(self, batch: Batch, first: Any) -> bool:
         again = self._features(batch.inputs, batch.source)
-        return all(torch.equal(a, b) for a, b in zip(tensors_of(first), tensors_of(again), strict=True))
+        equal = all(torch.equal(a, b) for a, b in zip(tensors_of(first), tensors_of(again), strict=True))
+        return equal if self._ranks is None else all(self._ranks.objects(equal))
 
     def _say(self, line: str) -> None:
         if line not in self._said:

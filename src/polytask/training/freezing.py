@@ -127,7 +127,9 @@ class Freezer:
     def _plan(self, shared: bool, tasks: frozenset[str]) -> Live:
         common = {id(p) for p in self._blocks.shared.parameters}
         live_shared = [p for p in self._blocks.shared.parameters if shared and self._trainable[id(p)]]
-        own = {id(p): p for task in tasks for p in self._blocks.specific[task].parameters}
+        # in the blocks' order: a set's differs from process to process, and ranks must agree
+        acting = [block for task, block in self._blocks.specific.items() if task in tasks]
+        own = {id(p): p for block in acting for p in block.parameters}
         live_specific = [p for key, p in own.items() if key not in common and self._trainable[key]]
         live = {id(p) for p in (*live_shared, *live_specific)}
         blocks = [self._blocks.shared] * shared + [self._blocks.specific[task] for task in tasks]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -18,7 +19,8 @@ from polytask.batch import Batch
 from polytask.callback import Callback
 from polytask.data.source import Source, derived_seed
 from polytask.errors import nearest
-from polytask.training import checkpoint
+from polytask.ranks import Ranks
+from polytask.training import checkpoint, together
 from polytask.training.evaluation import evaluate
 from polytask.training.features import FeatureCache, FeatureCaches
 from polytask.training.freezing import Freezer, reset_gradients
@@ -29,6 +31,9 @@ from polytask.training.step import Step
 
 if TYPE_CHECKING:
     from polytask.training.trainer import Trainer
+
+SIGNAL_STEPS = {"cuda": 50}
+"""Steps between agreements of several ranks on signals, by device: each waits for the device. 1 elsewhere."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -49,6 +54,8 @@ class Run:
     Attributes:
         trainer: who runs it.
         model: the network.
+        ranks: the processes that train together. All of them run every callback, in step, but those that
+            observe only, which the first alone runs.
         epoch: epochs finished.
         step: optimizer steps finished, over the whole run.
         epochs: epochs asked for.
@@ -61,6 +68,7 @@ class Run:
     def __init__(self, trainer: Trainer, train: Source, validation: Source | None, epochs: int) -> None:
         self.trainer = trainer
         self.model = trainer.model
+        self.ranks = trainer.ranks
         self.train = train
         self.validation = validation
         self.epochs = epochs
@@ -79,15 +87,16 @@ class Run:
         self.freezer = Freezer(self.model, trainer.objectives.values(), trainer.frozen_dropout)
         self._step = Step(
             self.model, trainer.tasks, trainer.objectives, trainer.balancer, self.freezer,
-            self.optimizers, trainer.autocast, trainer.gradients,
+            self.optimizers, trainer.autocast, trainer.gradients, self.ranks,
         )  # fmt: skip
-        self._meter = Meter(trainer.tasks, trainer.train_metrics, trainer.objectives)
-        self._validation_meter = Meter(trainer.tasks)
+        self._meter = Meter(trainer.tasks, trainer.train_metrics, trainer.objectives, self.ranks)
+        self._validation_meter = Meter(trainer.tasks, ranks=self.ranks)
         self._caches = FeatureCaches(
             trainer.cache_features, trainer.cache_limit, self._frozen_features, self.model.boundary,
-            trainer.evaluation_batch_size,
+            trainer.evaluation_batch_size, self.ranks,
         )  # fmt: skip
         trainer.balancer.setup([*trainer.tasks, *trainer.objectives], train.label_counts())
+        together.align([self.model, *trainer.objectives.values(), trainer.balancer], self.ranks)
         self._unseen = set(trainer.tasks) if train.label_counts() is None else set()
         try:
             self._check_updates()
@@ -127,8 +136,9 @@ class Run:
         self.history[-1][column] = value
 
     def save(self, path: str | Path) -> Path:
-        """Writes a checkpoint from which `fit(resume=path)` goes on exactly."""
-        return checkpoint.write(path, self.state_dict())
+        """Writes a checkpoint from which `fit(resume=path)` goes on exactly; every rank must call it."""
+        state = self.state_dict()
+        return self.ranks.once(lambda: checkpoint.write(path, state))
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of all weights and buffers of the model and the objectives."""
@@ -178,21 +188,23 @@ class Run:
         self.callbacks = callbacks
         watchers = [c for c in callbacks if type(c).on_update is not Callback.on_update]
         devices = [self.trainer.device] if self.trainer.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _signals(self), self._tidy():
-            torch.manual_seed(derived_seed(self.trainer.seed, 1))
+        with torch.random.fork_rng(devices), _signals(self), _quiet(self.ranks), self._tidy():
+            others = (self.ranks.index,) if self.ranks.index else ()  # dropout must differ between ranks
+            torch.manual_seed(derived_seed(self.trainer.seed, 1, *others))
             reset_gradients([*self.model.parameters(), *self._extra])
             self._fingerprint = self._describe()  # now, while callbacks and schedules are as they were made
             for callback in callbacks:
                 callback.on_fit_start(self)
             if resume is not None:
-                self.load_state_dict(checkpoint.read(resume), resume)
+                self.load_state_dict(self.ranks.once(lambda: checkpoint.read(resume)), resume)
             while self.epoch < self.epochs and not self.stopped:
                 self._train_epoch(watchers)
                 self._end_epoch()
-                if self.signal_number:
+                if self._told_to_stop():
                     self._interrupt()
             for callback in callbacks:
                 callback.on_fit_end(self)
+            self._told_to_stop()  # what came late must end every rank
 
     def _train_epoch(self, watchers: Sequence[Callback]) -> None:
         schedule = self.trainer.schedule
@@ -210,11 +222,13 @@ class Run:
                         callback.on_update(self, info)
             self.step += 1
             self.step_in_epoch += 1
-            if self.signal_number:
+            if self.step % SIGNAL_STEPS.get(self.trainer.device.type, 1) == 0 and self._told_to_stop():
                 self._seconds = before + time.perf_counter() - begin
                 self._interrupt()
         if not self.step_in_epoch:
             raise ValueError("train: an epoch must hold at least one batch, found none")
+        if self._unseen or self.train.divided:
+            self._unseen = set.intersection(*map(set, self.ranks.objects(sorted(self._unseen))))
         for name in sorted(self._unseen):
             raise ValueError(f"train: every task must have at least one target, found none for `{name}` in an epoch")
         self._seconds = before + time.perf_counter() - begin
@@ -222,14 +236,17 @@ class Run:
     def _batches(self) -> Iterator[tuple[Batch, ...]]:
         """The batches of each optimizer step that is left of this epoch; the last may have fewer."""
         size = self.trainer.accumulate
-        together: tuple[Batch, ...] = ()
-        for number, batches in enumerate(self.train.steps(self.epoch, self.step_in_epoch * size), 1):
-            together += batches
+        joined: tuple[Batch, ...] = ()
+        steps = self.train.steps(self.epoch, self.step_in_epoch * size)
+        if self.train.divided:
+            steps = together.until_all_end(steps, self.ranks, self.trainer.device)
+        for number, batches in enumerate(steps, 1):
+            joined += batches
             if number % size == 0:
-                yield together
-                together = ()
-        if together:
-            yield together
+                yield joined
+                joined = ()
+        if joined:
+            yield joined
 
     def _phase_caches(self) -> dict[str, FeatureCache] | None:
         if self.trainer.schedule.moves_shared(self.epoch):
@@ -242,6 +259,7 @@ class Run:
 
     def _end_epoch(self) -> None:
         phase, rates = self.phase, self.optimizers.rates()
+        together.average_statistics(self.model, self.ranks)
         figures = {f"train/{key}": value for key, value in self._meter.figures().items()}
         begin = time.perf_counter()
         if self.validation is not None:
@@ -249,6 +267,7 @@ class Run:
         row = {"epoch": self.epoch + 1, "phase": phase, **figures, **rates, "seconds": self._seconds}
         if self.validation is not None:
             row["validation_seconds"] = time.perf_counter() - begin
+        row = self.ranks.share(row)  # with the first rank's seconds
         self.optimizers.end_epoch()
         self.history.append(row)
         self.train.observe(row)
@@ -256,6 +275,7 @@ class Run:
         self.trainer.balancer.observe(row)
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
+        self.stopped = next(filter(None, self.ranks.objects(self.stopped)), "")
         self.epoch += 1
         self.step_in_epoch = 0
         self._seconds = 0.0
@@ -272,7 +292,7 @@ class Run:
         trainer = self.trainer
         return evaluate(
             self.model, trainer.tasks, self.validation, trainer.evaluation_batch_size, trainer.autocast,
-            self._validation_meter, cache,
+            self._validation_meter, cache, self.ranks,
         )  # fmt: skip
 
     def _frozen_features(self, inputs: Any, source: str) -> Any:
@@ -300,25 +320,36 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to end with the same bits."""
         trainer = self.trainer
+        own, *others = self.ranks.objects(self._own_state() if self.ranks.alone else _on_host(self._own_state()))
         return {
-            "fingerprint": self._fingerprint,
             "epoch": self.epoch,
             "step": self.step,
             "step_in_epoch": self.step_in_epoch,
             "stopped": self.stopped,
-            "unseen": sorted(self._unseen),
             "seconds": self._seconds,
             "history": [dict(row) for row in self.history],
             "weights": self.snapshot(),
             "balancer": _plain(trainer.balancer.state_dict()),
             "optimizers": self.optimizers.state_dict(),
             "schedule": trainer.schedule.state_dict(),
+            "callbacks": [callback.state_dict() for callback in self._acting],
+            **own,
+            "other_ranks": others,
+        }
+
+    def _own_state(self) -> dict[str, Any]:
+        """What may differ from rank to rank."""
+        state = {
+            "fingerprint": self._fingerprint,
+            "unseen": sorted(self._unseen),
             "train": self.train.state_dict(),
             "validation": {} if self.validation is None else self.validation.state_dict(),
             "meter": self._meter.state_dict(),
-            "callbacks": [callback.state_dict() for callback in self._acting],
-            "random": _random_state(trainer.device),
+            "random": _random_state(self.trainer.device),
         }
+        if self.ranks.index:  # inside an epoch each rank's running statistics are its own
+            state["buffers"] = {name: buffer.detach() for name, buffer in self.model.named_buffers()}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any], path: str | Path) -> None:
         """Takes up the run saved in a checkpoint.
@@ -326,24 +357,35 @@ class Run:
         Raises:
             ValueError: the checkpoint's fingerprint differs, or it has more epochs than are asked for.
         """
-        checkpoint.check_fingerprint(path, state["fingerprint"], self._fingerprint)
+        own = [state, *state.get("other_ranks", ())][self.ranks.index :][:1]
+        saved = own[0]["fingerprint"] if own else state["fingerprint"]  # of fewer ranks, which it says itself
+        for refusal in self.ranks.objects(checkpoint.refusal(path, saved, self._fingerprint)):
+            if refusal:
+                raise ValueError(refusal)
         if state["epoch"] > self.epochs:
             raise ValueError(f"`epochs` must be at least the checkpoint's {state['epoch']}, found {self.epochs}")
         self.restore(state["weights"])
         self.trainer.balancer.load_state_dict(state["balancer"])
         self.optimizers.load_state_dict(state["optimizers"])
         self.trainer.schedule.load_state_dict(state["schedule"])
-        self.train.load_state_dict(state["train"])
-        if self.validation is not None:
-            self.validation.load_state_dict(state["validation"])
-        self._meter.load_state_dict(state["meter"], self.trainer.device)
         for callback, saved in zip(self._acting, state["callbacks"], strict=True):
             callback.load_state_dict(saved)
         for row in state["history"]:
             self.history.append(row)
         self.epoch, self.step = state["epoch"], state["step"]
         self.step_in_epoch, self.stopped = state["step_in_epoch"], state["stopped"]
-        self._seconds, self._unseen = state["seconds"], set(state["unseen"])
+        self._seconds = state["seconds"]
+        self._load_own_state(own[0])
+
+    def _load_own_state(self, state: Mapping[str, Any]) -> None:
+        self._unseen = set(state["unseen"])
+        self.train.load_state_dict(state["train"])
+        if self.validation is not None:
+            self.validation.load_state_dict(state["validation"])
+        self._meter.load_state_dict(state["meter"], self.trainer.device)
+        buffers = dict(self.model.named_buffers())
+        for name, value in state.get("buffers", {}).items():
+            buffers[name].detach().copy_(value)
         _set_random_state(state["random"], self.trainer.device)
 
     def _describe(self) -> dict[str, Any]:
@@ -367,9 +409,21 @@ class Run:
             "device": trainer.device.type,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
+            "ranks": self.ranks.count,
         }
 
     # Leaving
+
+    def _told_to_stop(self) -> bool:
+        """Whether any rank was sent a signal; all of them then stop at the same step."""
+        if not self.ranks.alone:
+            numbers = torch.zeros(self.ranks.count, dtype=torch.int64, device=self.trainer.device)
+            numbers[self.ranks.index] = self.signal_number
+            agreed = int(self.ranks.sum(numbers).max())
+            if not agreed:  # one that has come meanwhile waits for the next time
+                return False
+            self.signal_number = agreed
+        return bool(self.signal_number)
 
     def _interrupt(self) -> None:
         folder = self.trainer.folder or Path.cwd()
@@ -398,7 +452,8 @@ def _signals(run: Run) -> Iterator[None]:
 
     def note(number: int, frame: Any) -> None:
         run.signal_number = number
-        signal.signal(number, previous[signal.Signals(number)])
+        if run.ranks.alone:  # launchers pass on what the terminal has sent to all: a second one means nothing new
+            signal.signal(number, previous[signal.Signals(number)])
 
     try:
         for number in previous:
@@ -411,11 +466,38 @@ def _signals(run: Run) -> Iterator[None]:
             signal.raise_signal(run.signal_number)  # it came too late for a checkpoint, not for its sender
 
 
+@contextmanager
+def _quiet(ranks: Ranks) -> Iterator[None]:
+    """Only the first rank logs."""
+    if ranks.first:
+        yield
+        return
+
+    def refuse(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger = logging.getLogger("polytask")
+    logger.addFilter(refuse)
+    try:
+        yield
+    finally:
+        logger.removeFilter(refuse)
+
+
 def _random_state(device: torch.device) -> dict[str, Tensor]:
     state = {"cpu": torch.random.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
+
+
+def _on_host(state: Any) -> Any:
+    """Nested state with its tensors on the CPU: another rank must not unpack them onto this one's device."""
+    if isinstance(state, Mapping):
+        return {key: _on_host(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [_on_host(value) for value in state]
+    return state.cpu() if isinstance(state, Tensor) else state
 
 
 def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,16 +12,46 @@ from torch import Tensor
 
 from polytask.balancing.base import Balancer
 from polytask.balancing.gradients import Backward
+from polytask.balancing.sharded import parallel_backward
 from polytask.batch import Batch, tensors_of
 from polytask.callback import UpdateInfo
 from polytask.models.base import Model
 from polytask.objective import Context, Objective
+from polytask.ranks import Ranks
 from polytask.schedules.base import Update
 from polytask.task import Task
 from polytask.training.features import FeatureCache
-from polytask.training.freezing import Freezer, reset_gradients
+from polytask.training.freezing import Freezer, Live, reset_gradients
 from polytask.training.meter import Meter
 from polytask.training.optimizers import Optimizers
+
+
+@dataclass(slots=True)
+class _Look:
+    """What the passes of one update must know.
+
+    Attributes:
+        names: the tasks present.
+        counts: {objective: what its total is divided by}: targets in the whole step; 1 for those beside tasks.
+        size: examples in the whole step.
+        metered: the objectives whose figures are in the meter already.
+    """
+
+    update: Update
+    names: list[str]
+    counts: dict[str, int]
+    size: int
+    caches: Mapping[str, FeatureCache] | None
+    meter: Meter | None
+    metered: set[str]
+
+    def share(self, batch: Batch) -> float:
+        """A batch's part of the step's examples: what an objective's value on it counts for."""
+        return 1 if batch.size == self.size else batch.size / self.size
+
+
+def _pooled(counts: Sequence[Mapping[str, int]], names: Iterable[str]) -> dict[str, int]:
+    return {name: sum(each.get(name, 0) for each in counts) for name in names}
 
 
 class Step:
@@ -35,6 +66,11 @@ class Step:
         optimizers: step the blocks.
         autocast: makes the context of the forward pass.
         gradients: how gradients are taken for the balancer, see `polytask.balancing.gradients.Backward`.
+        ranks: the processes that each hold a part of every batch; None for this one alone.
+
+    With several ranks each makes the forward and backward passes of its own part, which may be empty, and all
+    take the same decisions: tasks are present if any rank has them, losses and gradients are those of all ranks'
+    examples. Every rank must make the same calls.
     """
 
     def __init__(
@@ -47,6 +83,7 @@ class Step:
         optimizers: Optimizers,
         autocast: Callable[[], AbstractContextManager[Any]],
         gradients: str = "exact",
+        ranks: Ranks | None = None,
     ) -> None:
         self._model = model
         self._tasks = tasks
@@ -56,7 +93,9 @@ class Step:
         self._optimizers = optimizers
         self._autocast = autocast
         self._gradients = gradients
+        self._ranks = None if ranks is None or ranks.alone else ranks
         self._checked: set[str] = set()
+        self._settled: dict[Any, list[str]] = {}  # which objectives take part, by what could
 
     def __call__(
         self,
@@ -83,48 +122,67 @@ class Step:
             ValueError: outputs that do not fit a task, or a task's first loss is not finite; parameters
                 are untouched then.
         """
-        names = self._present(batches, update)
+        every, size = self._counts(batches)
+        names = self._present(every, update)
         if not names and not self._wanted(update):
             return None
         live = self._freezer.switch(update.shared, self._live_tasks(names, update))
         metered = set() if metered is None else metered
-        counts = {name: sum(batch.counts.get(name, 0) for batch in batches) for name in names}
-        counts |= dict.fromkeys(self._objectives, len(batches))
+        counts = {name: every[name] for name in names} | dict.fromkeys(self._objectives, 1)
+        look = _Look(update, names, counts, size, caches, meter, metered)
+        if self._ranks is not None:
+            return self._together(self._ranks, batches, look, live)
         work = Backward(self._balancer, live.shared, live.specific, mode=self._gradients, batches=len(batches))
         before = self._remember() if work.looks_again else None
-        sums: dict[str, Tensor] = {}
-        for batch in batches:
-            totals, features = self._losses(batch, names, update, caches, meter, metered)
-            if len(self._checked) < len(self._tasks) + len(self._objectives):
-                self._check_first(totals, counts)
-            movable = {name: total for name, total in totals.items() if total.requires_grad}
-            if movable:
-                scales = [self._weight(name) / counts[name] for name in movable]
-                work.add(list(movable), list(movable.values()), scales, features)
-            if len(batches) == 1:
-                sums = movable
-                break
-            for name, total in movable.items():
-                sums[name] = sums[name] + total.detach() if name in sums else total.detach()
+        sums = self._add(work, batches, look)
         metered.update(names, sums)
         if not sums:  # all that is present is out of reach: the user froze it
             return None
         weights = work.finish()
+        self._move(live)
+        if before is not None:
+            self._look_again(batches, look, sums, before)
+        return UpdateInfo(update, sums, {name: counts[name] for name in sums}, weights)
+
+    def _add(self, work: Backward, batches: Sequence[Batch], look: _Look) -> dict[str, Tensor]:
+        """The passes of all batches; gives the pooled losses of what can move a parameter."""
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            totals, features = self._losses(batch, look.names, look, look.meter)
+            if len(self._checked) < len(self._tasks) + len(self._objectives):
+                self._check_first(totals, look.counts)
+            movable = {name: total for name, total in totals.items() if total.requires_grad}
+            if movable:
+                scales = [self._scale(name, batch, look) for name in movable]
+                work.add(list(movable), list(movable.values()), scales, features)
+            if len(batches) == 1:
+                return movable
+            for name, total in movable.items():
+                part = total.detach() if name in self._tasks else total.detach() * look.share(batch)
+                sums[name] = sums[name] + part if name in sums else part
+        return sums
+
+    def _move(self, live: Live) -> None:
         self._optimizers.step(bool(live.shared), bool(live.specific))
         reset_gradients(live.shared)  # ten times cheaper than Optimizer.zero_grad, which profiles itself
         reset_gradients(live.specific)
-        if before is not None:
-            self._look_again(batches, update, caches, sums, counts, before)
-        return UpdateInfo(update, sums, {name: counts[name] for name in sums}, weights)
 
-    def _present(self, batches: Sequence[Batch], update: Update) -> list[str]:
+    def _counts(self, batches: Sequence[Batch]) -> tuple[Mapping[str, int], int]:
+        """{task: targets} and the number of examples in the whole step."""
+        if self._ranks is not None:
+            return self._counts_together(self._ranks, batches)
+        if len(batches) == 1:
+            return batches[0].counts, batches[0].size
+        return _pooled([batch.counts for batch in batches], self._tasks), sum(batch.size for batch in batches)
+
+    def _present(self, counts: Mapping[str, int], update: Update) -> list[str]:
         wanted = update.objectives
         return [
             name
             for name in self._tasks
             if (wanted is None or name in wanted)
             and (update.shared or update.specific is None or name in update.specific)
-            and any(batch.counts.get(name) for batch in batches)
+            and counts.get(name)
         ]
 
     def _wanted(self, update: Update) -> list[str]:
@@ -139,34 +197,90 @@ class Step:
     def _weight(self, name: str) -> float:
         return self._tasks[name].weight if name in self._tasks else self._objectives[name].weight
 
+    def _scale(self, name: str, batch: Batch, look: _Look) -> float:
+        """What a batch's total is multiplied by to be its part of the weighted loss."""
+        weight = self._weight(name)
+        return weight / look.counts[name] if name in self._tasks else weight * look.share(batch)
+
+    # Several ranks
+
+    def _counts_together(self, ranks: Ranks, batches: Sequence[Batch]) -> tuple[Mapping[str, int], int]:
+        told = [batch.everywhere for batch in batches if batch.everywhere is not None]
+        if not self._objectives and told and len(told) == len(batches):
+            return _pooled(told, self._tasks), 0
+        own = _pooled([batch.counts for batch in batches], self._tasks)
+        device = next(self._model.parameters()).device
+        pooled = torch.tensor([*own.values(), sum(batch.size for batch in batches)], device=device)
+        *counts, size = ranks.sum(pooled).tolist()
+        return dict(zip(own, counts, strict=True)), size
+
+    def _together(self, ranks: Ranks, batches: Sequence[Batch], look: _Look, live: Live) -> UpdateInfo | None:
+        """The update from this rank's batches and all the others'."""
+        batches = [batch for batch in batches if batch.size]  # many modules refuse a batch without examples
+        update, every = look.update, [*look.names, *self._wanted(look.update)]
+        key = (update.shared, update.specific, *every)
+        work = parallel_backward(
+            self._balancer, live.shared, live.specific, ranks=ranks, mode=self._gradients, batches=len(batches),
+            settled=self._settled.get(key),
+        )  # fmt: skip
+        before = self._remember() if work.looks_again else None
+        with self._first_checks(ranks, every):
+            self._add(work, batches, look)
+        weights = work.finish(every)
+        losses = dict(work.losses)
+        self._settled[key] = list(losses)
+        look.metered.update(look.names, losses)
+        if not losses:
+            return None
+        self._move(live)
+        if before is not None:
+            self._look_again(batches, look, losses, before)
+        counts = {name: look.counts[name] for name in losses}
+        totals = {name: loss * (counts[name] / self._weight(name)) for name, loss in losses.items()}
+        return UpdateInfo(update, totals, counts, weights)
+
+    @contextmanager
+    def _first_checks(self, ranks: Ranks, names: Sequence[str]) -> Iterator[None]:
+        """While first losses are looked at, what one rank refuses is raised by all: none is left waiting."""
+        unchecked = not self._checked.issuperset(names)
+        found = ""
+        try:
+            yield
+        except ValueError as error:
+            if not unchecked:
+                raise
+            found = str(error)
+        if unchecked:
+            for message in ranks.objects(found):
+                if message:
+                    raise ValueError(message)
+            self._checked.update(names)
+
+    # Passes
+
     def _losses(
-        self,
-        batch: Batch,
-        names: Sequence[str],
-        update: Update,
-        caches: Mapping[str, FeatureCache] | None,
-        meter: Meter | None,
-        metered: set[str],
+        self, batch: Batch, names: Sequence[str], look: _Look, meter: Meter | None
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Summed losses of one batch, and the features they hang on."""
         totals: dict[str, Tensor] = {}
         here = [name for name in names if batch.counts.get(name)]
         with self._autocast():
-            features, outputs = self._forward(batch, here, update, caches)
+            features, outputs = self._forward(batch, here, look.update, look.caches)
             for name in here:
                 count, target = batch.counts[name], batch.targets[name]
                 if name not in self._checked:
                     _check_width(self._tasks[name], outputs[name], batch.size)
                 totals[name] = self._tasks[name].total(outputs[name], target, count, batch.weights.get(name))
-                if meter is not None and name not in metered:
+                if meter is not None and name not in look.metered:
                     meter.add(name, totals[name], count)
                     meter.keep(name, outputs[name], target)
             if self._objectives:
                 context = Context(self._model, batch, features, outputs)
-                for name in self._wanted(update):
+                for name in self._wanted(look.update):
                     totals[name] = self._objectives[name](context)
-                    if meter is not None and name not in metered and totals[name].requires_grad:
-                        meter.add(name, totals[name], 1)
+                    if meter is not None and name not in look.metered and totals[name].requires_grad:
+                        share = look.share(batch)
+                        meter.add(name, totals[name] * share, share)
         return totals, [] if features is None else [f for f in tensors_of(features) if f.requires_grad]
 
     def _forward(
@@ -197,14 +311,13 @@ class Step:
     def _look_again(
         self,
         batches: Sequence[Batch],
-        update: Update,
-        caches: Mapping[str, FeatureCache] | None,
+        look: _Look,
         names: Iterable[str],
-        counts: Mapping[str, int],
         before: tuple[Tensor, list[tuple[Tensor, Tensor]]],
     ) -> None:
         """Shows the balancer the losses of the same objectives on the same batches after the step."""
         wanted = list(names)
+        tasks = [name for name in wanted if name in self._tasks]
         after: dict[str, Tensor] = {}
         kept = [(buffer, buffer.clone()) for buffer, _ in before[1]]
         with torch.random.fork_rng(devices=[]):
@@ -212,14 +325,17 @@ class Step:
             for buffer, value in before[1]:
                 buffer.copy_(value)
             for batch in batches:
-                tasks = [name for name in wanted if name in self._tasks]
-                totals = self._losses(batch, tasks, update, caches, None, set())[0]
+                totals = self._losses(batch, tasks, look, None)[0]
                 for name in wanted:
                     if name in totals:
-                        part = totals[name] * (self._weight(name) / counts[name])
+                        part = totals[name] * self._scale(name, batch, look)
                         after[name] = after[name] + part if name in after else part
         for buffer, value in kept:
             buffer.copy_(value)
+        if self._ranks is not None:
+            nothing = torch.zeros((), device=next(self._model.parameters()).device)
+            pooled = self._ranks.sum(torch.stack([after.get(name, nothing).float() for name in wanted]))
+            after = dict(zip(wanted, pooled.unbind(), strict=True))
         self._balancer.after(after)
 
     def _check_first(self, totals: Mapping[str, Tensor], counts: Mapping[str, int]) -> None:

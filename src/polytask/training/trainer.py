@@ -14,18 +14,21 @@ import torch
 from polytask.balancing.base import Balancer
 from polytask.balancing.gradients import MODES
 from polytask.balancing.scalarization.linear import Linear
+from polytask.balancing.sharded import is_sharded
 from polytask.callback import Callback
 from polytask.data.accept import as_inputs, as_source
 from polytask.data.source import Source
 from polytask.errors import at_least, nearest, one_of, whole
 from polytask.models.base import Model
 from polytask.objective import Objective
+from polytask.ranks import Ranks
 from polytask.schedules.base import Schedule
 from polytask.schedules.joint import Joint
 from polytask.task import Prediction, Task, named
 from polytask.training.callbacks.progress import Progress
 from polytask.training.evaluation import evaluate, objective_values, predict
 from polytask.training.history import History
+from polytask.training.launch import launch
 from polytask.training.optimizers import OptimizerFactory, OptimizerOptions, SchedulerFactory
 from polytask.training.run import Run
 
@@ -45,8 +48,8 @@ class Trainer:
         balancer: how objectives share the shared block; `scalarization.Linear()`, the plain sum, if None.
         objectives: terms beside the tasks' losses.
         callbacks: acted on in order; neither the list nor its order is changed.
-        batch_size: examples per step for arrays and data sets, at least 1.
-        seed: of shuffles and dropout; the model's initial weights are the caller's.
+        batch_size: examples per step for arrays and data sets, at least 1; of all processes together.
+        seed: of shuffles and dropout; the model's initial weights are the caller's (the first process's).
         groups: {key: optimizer settings}, such as ``{"trunk": {"lr": 1e-4}}``. A key is a prefix of
             parameter names, ``shared`` or ``specific``; the first that matches wins, the rest form a group.
         scheduler: function from an optimizer to a torch learning-rate scheduler, made for each optimizer.
@@ -68,6 +71,9 @@ class Trainer:
         evaluation_batch_size: examples per forward pass where nothing is learned, at least 1.
         precision: ``32-true`` (the model's and the data's own dtype, without autocast) or ``bf16-mixed``.
         accelerator: ``cpu``, ``cuda``, ``mps`` or ``auto``.
+        devices: devices of each machine, one process on each. If None, what torchrun launched or the default
+            process group has, else 1. Without a launcher the script is started again for each of the others.
+        nodes: machines; on more than one, start the script on each, or use torchrun.
         folder: where interrupted runs leave their checkpoint; the working folder if None.
         progress: show a progress display on a terminal.
 
@@ -115,6 +121,8 @@ class Trainer:
         evaluation_batch_size: int = 256,
         precision: str = "32-true",
         accelerator: str = "cpu",
+        devices: int | None = None,
+        nodes: int = 1,
         folder: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> None:
@@ -153,7 +161,8 @@ class Trainer:
         self.folder = None if folder is None else Path(folder)
         self.progress = progress
         self.history = History()
-        self._fabric = _fabric(accelerator, precision)
+        self._fabric = launch(accelerator, precision, devices, nodes)
+        self.ranks = Ranks()
 
     @property
     def device(self) -> torch.device:
@@ -192,11 +201,15 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM, after writing a checkpoint; a `KeyboardInterrupt`.
         """
         whole("epochs", epochs, 1)
-        train_source = self._source(train, "train", shuffle=True)
+        train_source = as_source(train, self.tasks, batch_size=self.batch_size, shuffle=True, where="train")
+        train_source.shard(self.ranks.index, self.ranks.count)
+        train_source.bind(self.tasks, self.device, "train", self.seed)
         self._check_all_tasks(train_source)
         validation_source = None if validation is None else self._source(validation, "validation")
         self._place()
         callbacks = [*self.callbacks, *([Progress()] if self.progress else [])]
+        if not self.ranks.first:
+            callbacks = [callback for callback in callbacks if not callback.observes_only]
         with _mode(self.model, training=True):
             run = Run(self, train_source, validation_source, epochs)
             self.history = run.history
@@ -204,7 +217,7 @@ class Trainer:
         return self.history
 
     def evaluate(self, data: Any) -> dict[str, float]:
-        """Losses and metrics on `data` (anything `fit` takes), in eval mode.
+        """Losses and metrics on `data` (anything `fit` takes), in eval mode; every process must call it.
 
         Returns:
             ``loss`` (weighted sum), and ``<task>/loss`` and ``<task>/<metric>`` for each task with targets.
@@ -212,7 +225,7 @@ class Trainer:
         source = self._source(data, "evaluation")
         self._place()
         with _mode(self.model, training=False):
-            return evaluate(self.model, self.tasks, source, self.evaluation_batch_size, self.autocast)
+            return evaluate(self.model, self.tasks, source, self.evaluation_batch_size, self.autocast, ranks=self.ranks)
 
     def objective_values(self, data: Any) -> dict[str, float]:
         """``<objective>/value`` of each objective beside the losses on `data` (anything `fit` takes), in eval mode.
@@ -227,8 +240,9 @@ class Trainer:
                 for objective, _ in modes:
                     objective.eval()
                 return objective_values(
-                    self.model, self.tasks, self.objectives, source, self.evaluation_batch_size, self.autocast
-                )
+                    self.model, self.tasks, self.objectives, source, self.evaluation_batch_size, self.autocast,
+                    self.ranks,
+                )  # fmt: skip
             finally:
                 for objective, mode in modes:
                     objective.train(mode)
@@ -249,12 +263,15 @@ class Trainer:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Writes ``weights.safetensors``, ``tasks.json`` and ``history.csv`` into `folder`.
 
-        Each file is written under a temporary name and renamed. ``polytask.load(folder, model=..., tasks=...)``
+        Each file is written under a temporary name and renamed; of several processes, all of which must call
+        it, only the first writes. ``polytask.load(folder, model=..., tasks=...)``
         reads them back.
         """
+        return self.ranks.once(lambda: self._save(Path(folder)))
+
+    def _save(self, target: Path) -> Path:
         from safetensors.torch import save
 
-        target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.contiguous().cpu().clone() for name, tensor in self.model.state_dict().items()}
         (target / "weights.safetensors.part").write_bytes(save(state, {"format": "polytask weights"}))
@@ -294,8 +311,8 @@ class Trainer:
             raise ValueError(f"{target} must hold this model's weights, found others: " + "; ".join(differing))
         self.model.load_state_dict(state)
 
-    def _source(self, data: Any, where: str, shuffle: bool = False) -> Source:
-        source = as_source(data, self.tasks, batch_size=self.batch_size, shuffle=shuffle, where=where)
+    def _source(self, data: Any, where: str) -> Source:
+        source = as_source(data, self.tasks, batch_size=self.batch_size, shuffle=False, where=where)
         source.bind(self.tasks, self.device, where, self.seed)
         return source
 
@@ -306,6 +323,12 @@ class Trainer:
                 raise ValueError(f"train: every task must have at least one target, found none for `{name}`")
 
     def _place(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            if is_sharded(parameter):
+                raise ValueError(
+                    f"a Trainer's parameters must be whole on every process, found `{name}` sharded: FSDP2 works with "
+                    "`polytask.balance` in a loop of your own"
+                )
         self.model.to(self.device)
         for objective in self.objectives.values():
             objective.to(self.device)
@@ -314,12 +337,6 @@ class Trainer:
 
 def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _fabric(accelerator: str, precision: str) -> Any:
-    from lightning_fabric import Fabric  # costs 3 s to import, so only where a trainer is made
-
-    return Fabric(accelerator=accelerator, devices=1, precision=precision)  # pyright: ignore[reportArgumentType]
 
 
 def _check_types(model: Any, schedule: Any, balancer: Any, callbacks: Sequence[Any], objectives: Sequence[Any]) -> None:

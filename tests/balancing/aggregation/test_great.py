@@ -150,6 +150,21 @@ def test_it_resumes_to_the_bit_and_draws_nothing_from_outside():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("power", [-100, -70, 70, 100])
+def test_what_is_learned_does_not_depend_on_lengths(power: int):
+    """Directions alone are compared, even where squares leave float32, as those of confident examples do."""
+    learned = []
+    for factor in (1.0, 2.0**power):
+        balancer = _built(alignment_lr=0.01)
+        for step in range(5):
+            evidence = _evidence(step)
+            evidence.cotangents = evidence.cotangents * factor
+            found = balancer.combine(evidence)
+            assert torch.isfinite(found).all()
+        learned.append(balancer.state_dict())
+    assert same(*learned)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="`lr` must be at least 0, found -1"):
         GREAT(lr=-1)
@@ -165,3 +180,17 @@ def test_refusals():
         other = GREAT()
         other.setup(["a", "b", "c"])
         other.load_state_dict(balancer.state_dict())
+
+
+def test_an_example_that_both_tasks_have_learned_breaks_nothing():
+    """The gradient of such an example is tiny, not zero: its length squared is 0 in float32."""
+    balancer, plain = _built(), _built()
+    for step in range(5):
+        evidence, same_without = _evidence(step), _evidence(step)
+        faded = evidence.cotangents.reshape(2, BATCH, WIDTH).clone()
+        faded[:, 0] *= 1e-20
+        evidence.cotangents = faded.reshape(2, -1)
+        found, expected = balancer.combine(evidence), plain.combine(same_without)
+        assert torch.isfinite(found).all()
+        # what is learned looks at directions alone, so length changes nothing but that example's own gradient
+        torch.testing.assert_close(found.reshape(BATCH, -1)[1:], expected.reshape(BATCH, -1)[1:], rtol=1e-4, atol=1e-5)

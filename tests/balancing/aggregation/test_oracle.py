@@ -114,7 +114,7 @@ def _reason(method: str, name: str, jacobian: Tensor) -> str | None:
 
 def _ours(method: str, jacobian: Tensor) -> Tensor:
     evidence = Evidence([str(k) for k in range(len(jacobian))], jacobian=jacobian)
-    return METHODS[method][0]().combine(evidence).to(jacobian) @ jacobian
+    return torch.as_tensor(METHODS[method][0]().combine(evidence)).to(jacobian) @ jacobian
 
 
 def _theirs(method: str, jacobian: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:

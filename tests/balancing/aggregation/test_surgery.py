@@ -90,3 +90,14 @@ def test_gradients_that_were_always_parallel_get_finite_weights(kind: Any):
     row = torch.ones(1, 3, dtype=torch.float64)
     balancer.combine(Evidence(["a", "b"], jacobian=torch.cat([row, 2 * row])))
     assert torch.isfinite(balancer.combine(Evidence(["a", "b"], jacobian=torch.cat([row, -row])))).all()
+
+
+@pytest.mark.parametrize("path", ["host", "device"])
+def test_the_averages_move_by_their_share_towards_the_copies_cosines(path: str):
+    """For two tasks a copy meets the other once, as it was: φ̂ ← (1 − β) φ̂ + β cos."""
+    jacobian = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    orders, usual = torch.tensor([[1], [0]]), torch.full((2, 2), 0.1, dtype=torch.float64)
+    found = surgery_weights(jacobian @ jacobian.T, orders, usual, 0.25, path)[1]
+    expected = 0.75 * 0.1 + 0.25 * 0.5**0.5
+    torch.testing.assert_close(found[[0, 1], [1, 0]], torch.full((2,), expected, dtype=torch.float64))
+    assert found.diagonal().tolist() == [0.1, 0.1]

@@ -48,6 +48,7 @@ class AlignedMTL(Aggregator):
 
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         self.preference.setup(names)
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         preference = self.preference(evidence)

@@ -43,6 +43,7 @@ class DualProj(Aggregator):
 
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         self.preference.setup(names)
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         return dual_cone_weights(evidence.gramian, self.preference(evidence).unsqueeze(0)).squeeze(0)

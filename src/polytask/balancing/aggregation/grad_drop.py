@@ -42,6 +42,8 @@ class GradDrop(JacobianAggregator):
     tensor([-4.,  2.,  2.])
     """
 
+    keeps = "a random stream"
+
     def __init__(self, leak: float | Mapping[str, float] | Sequence[float] = 0.0, seed: int = 0) -> None:
         super().__init__()
         in_range("leak", [leak] if isinstance(leak, (int, float)) else leak, 0, 1)
@@ -54,17 +56,15 @@ class GradDrop(JacobianAggregator):
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         if not isinstance(self.leak, (int, float)):
             self._leaks = Constants(by_name("leak", self.leak, names, 0.0), 0.0)
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
-        jacobian = evidence.jacobian
-        assert jacobian is not None
-        positive, negative = jacobian.clamp(min=0), jacobian.clamp(max=0)  # (K, P)
-        above, below = positive.sum(0), negative.sum(0)  # (P,)
-        plus = above > self._draw(jacobian) * (above - below)  # 𝒫 > u, without the division
-        if not self.leak:
-            return torch.where(plus, above, below)
-        leaks = self._leaks(evidence.names, jacobian)  # (K,)
-        return leaks @ jacobian + torch.where(plus, (1 - leaks) @ positive, (1 - leaks) @ negative)
+        jacobian = evidence.rows
+        keep = 1 - self._leaks(evidence.names, jacobian) if self.leak else None  # (K,)
+        # on a CPU by pieces that stay in its cache
+        width = max(2**17 // len(jacobian), 1) if jacobian.device.type == "cpu" else jacobian.shape[1]
+        draws = self._draw(jacobian).split(width)
+        return torch.cat([_picked(j, u, keep) for j, u in zip(jacobian.split(width, dim=1), draws, strict=True)])
 
     def _draw(self, jacobian: Tensor) -> Tensor:
         device = jacobian.device
@@ -83,3 +83,13 @@ class GradDrop(JacobianAggregator):
         leak = self.leak
         plain = dict(leak) if isinstance(leak, Mapping) else leak if isinstance(leak, (int, float)) else list(leak)
         return super().describe() | {"leak": plain, "seed": self.seed}
+
+
+def _picked(jacobian: Tensor, draws: Tensor, keep: Tensor | None) -> Tensor:
+    """(P,) what is left; `keep` (K,) is 1 − ℓ_k, None for no leaks."""
+    positive, negative = jacobian.clamp(min=0), jacobian.clamp(max=0)  # (K, P)
+    above, below = positive.sum(0), negative.sum(0)  # (P,)
+    plus = above > draws * (above - below)  # 𝒫 > u, without the division
+    if keep is None:
+        return torch.where(plus, above, below)
+    return (1 - keep) @ jacobian + torch.where(plus, keep @ positive, keep @ negative)

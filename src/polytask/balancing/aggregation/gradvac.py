@@ -10,6 +10,7 @@ from torch import Tensor
 
 from polytask.balancing.aggregation.orders import Orders
 from polytask.balancing.base import Aggregator, Evidence
+from polytask.balancing.keyed import same_objectives, to_device
 from polytask.balancing.solvers import surgery_weights
 
 
@@ -33,12 +34,14 @@ class GradVac(Aggregator):
         seed: of the random orders, at least 0. Two tasks have one order only.
 
     Raises:
-        ValueError: `beta` outside 0 to 1, or a negative seed.
+        ValueError: `beta` outside 0 to 1, a negative seed, or a resumed state of other objectives.
 
     >>> jacobian = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
     >>> GradVac().combine(Evidence(["left", "right"], jacobian=jacobian)) @ jacobian
     tensor([0.5848, 3.8012, 3.8012])
     """
+
+    keeps = "the usual cosine of each pair of tasks, and a random stream"
 
     def __init__(self, beta: float = 0.01, seed: int = 0) -> None:
         super().__init__()
@@ -52,6 +55,7 @@ class GradVac(Aggregator):
 
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         self._know(names)
+        super().setup(names, examples)
 
     def _know(self, names: Sequence[str]) -> None:
         new = [name for name in names if name not in self._names]
@@ -70,7 +74,7 @@ class GradVac(Aggregator):
         if names == self._names:
             weights, self._usual = surgery_weights(gramian, orders, self._usual, self.beta)
             return weights
-        rows = torch.tensor([self._names.index(name) for name in names], device=place)
+        rows = to_device(torch.tensor([self._names.index(name) for name in names]), place)
         pairs = (rows.unsqueeze(1), rows.unsqueeze(0))
         weights, usual = surgery_weights(gramian, orders, self._usual[pairs], self.beta)
         self._usual = self._usual.index_put(pairs, usual)
@@ -80,6 +84,7 @@ class GradVac(Aggregator):
         return {"orders": self._orders.state(), "names": list(self._names), "usual": self._usual.clone()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        same_objectives(state["names"], self._names)
         self._orders.load(state["orders"])
         self._names = list(state["names"])
         self._usual = state["usual"].clone()

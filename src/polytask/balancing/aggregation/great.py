@@ -16,6 +16,8 @@ from polytask.errors import at_least, whole
 
 _LAYER = ("weight", "bias")
 _BETAS = (0.0, 0.99)
+_SHORTEST = 1e-12
+"""Of an aligned gradient whose largest number was 1 before; below it the example is not guessed."""
 
 
 @final
@@ -53,6 +55,8 @@ class GREAT(CotangentAggregator):
     tensor([1., 3., 2., 4.])
     """
 
+    keeps = "a learned discriminator, and a learned alignment layer per task"
+
     def __init__(self, lr: float = 0.01, alignment_lr: float = 0.003, hidden: int = 64, seed: int = 0) -> None:
         super().__init__()
         at_least("lr", lr, 0)
@@ -73,6 +77,7 @@ class GREAT(CotangentAggregator):
 
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         self._objectives |= set(names)
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         names, gradients = evidence.names, self._examples(evidence)
@@ -86,11 +91,12 @@ class GREAT(CotangentAggregator):
         """(K, B) the position in `evidence.names` that the discriminator guesses for each aligned gradient."""
         gradients = self._examples(evidence)
         scales, layer, rows = self._learned(evidence.names, gradients)
-        return _logits(scales[:, None] * gradients.float(), layer, rows)[0].argmax(-1)
+        return _logits(scales, gradients.float(), layer, rows)[0].argmax(-1)
 
     def _examples(self, evidence: Evidence) -> Tensor:
         cotangents = evidence.cotangents
-        assert cotangents is not None
+        if cotangents is None:
+            raise ValueError("GREAT must be given `cotangents`, the gradients at the shared features, found none")
         return cotangents.reshape(len(cotangents), evidence.examples, -1)  # (K, B, F)
 
     def _learned(self, names: Sequence[str], gradients: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
@@ -112,7 +118,7 @@ class GREAT(CotangentAggregator):
         count = len(names)
         with torch.enable_grad():
             scales, *layer, rows = (part.clone().requires_grad_() for part in learned)
-            logits, seen = _logits(scales[:, None] * gradients, layer, rows)
+            logits, seen = _logits(scales, gradients, layer, rows)
             truth = torch.arange(count, device=logits.device)[:, None].expand(seen.shape)
             each = F.cross_entropy(logits.reshape(-1, count), truth.reshape(-1), reduction="none")
             loss = (each * seen.reshape(-1)).sum() / seen.sum().clamp(min=1)
@@ -141,10 +147,12 @@ class GREAT(CotangentAggregator):
         }  # fmt: skip
 
 
-def _logits(aligned: Tensor, layer: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+def _logits(scales: Tensor, gradients: Tensor, layer: Sequence[Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
     """(K, B, K) the discriminator's logits, and (K, B) 1 where there is a gradient to guess, 0 where not."""
-    lengths = torch.linalg.vector_norm(aligned.detach(), dim=2, keepdim=True)  # (K, B, 1)
-    seen = (lengths > 0).to(aligned)
+    largest = gradients.abs().amax(2, keepdim=True)  # (K, B, 1)
+    # only directions are seen; the squares of a confident example's gradient would vanish in float32
+    aligned = scales[:, None] * (gradients / torch.where(largest > 0, largest, 1.0))
+    seen = (torch.linalg.vector_norm(aligned.detach(), dim=2, keepdim=True) > _SHORTEST).to(aligned)
     safe = aligned + (1 - seen)  # the length's gradient is NaN at 0
     inputs = aligned * (math.sqrt(aligned.shape[2]) / torch.linalg.vector_norm(safe, dim=2, keepdim=True))
     hidden = F.leaky_relu(F.linear(inputs, *layer), 0.2)

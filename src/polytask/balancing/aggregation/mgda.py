@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import Aggregator, Evidence, Needs
-from polytask.balancing.keyed import FirstLook
+from polytask.balancing.keyed import FirstLook, some_objectives
 from polytask.balancing.solvers import min_norm_weights
 from polytask.errors import one_of
 
@@ -33,7 +33,8 @@ class MGDA(Aggregator):
             ``"loss+"``: s_k = L_k ‖g_k‖. A task whose s_k is 0 keeps its gradient as it is.
 
     Raises:
-        ValueError: another word; a first loss that is negative where losses normalise.
+        ValueError: another word; a first loss that is negative where losses normalise, or a resumed state of
+            other objectives there.
 
     >>> import torch
     >>> jacobian = torch.tensor([[-4.0, 1.0, 1.0], [6.0, 1.0, 1.0]])
@@ -65,6 +66,13 @@ class MGDA(Aggregator):
             self._first_look(evidence.names, evidence.losses)
             scales = scales * evidence.losses.to(scales).abs()
         return torch.where(scales > 0, scales, 1.0)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"seen": list(self._first_look.seen)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        some_objectives(state["seen"], self.objectives)
+        self._first_look.seen = list(state["seen"])
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"normalization": self.normalization}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from polytask.balancing.base import Aggregator, Evidence
+from polytask.balancing.keyed import some_objectives
 from polytask.balancing.solvers import fair_weights
 from polytask.errors import whole
 
@@ -32,7 +34,7 @@ class NashMTL(Aggregator):
             to the same length. None: no clipping.
 
     Raises:
-        ValueError: `update_every` below 1; `max_norm` not above 0.
+        ValueError: `update_every` below 1; `max_norm` not above 0; a resumed state of other objectives.
         TypeError: `update_every` is not a whole number.
 
     >>> import torch
@@ -40,6 +42,8 @@ class NashMTL(Aggregator):
     >>> NashMTL().combine(Evidence(["left", "right"], jacobian=jacobian)) @ jacobian
     tensor([0.0542, 0.7061, 0.7061])
     """
+
+    keeps = "the last weights, where update_every is above 1"
 
     def __init__(self, update_every: int = 1, max_norm: float | None = 1.0) -> None:
         super().__init__()
@@ -68,7 +72,8 @@ class NashMTL(Aggregator):
         self._age += 1
         if self._names == list(names):
             return self._weights.to(gramian)
-        return self._weights.to(gramian)[[self._names.index(name) for name in names]]
+        weights = self._weights.to(gramian).unbind()  # a list of positions would be copied to the device
+        return torch.stack([weights[self._names.index(name)] for name in names])
 
     def get_extra_state(self) -> dict[str, Any]:
         if self.update_every == 1 or self._weights is None:
@@ -76,8 +81,9 @@ class NashMTL(Aggregator):
         return {"age": self._age, "names": list(self._names), "weights": self._weights.clone()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self._age = state.get("age", 0)
-        self._names = list(state.get("names", []))
+        names = list(state.get("names", []))
+        some_objectives(names, self.objectives)
+        self._age, self._names = state.get("age", 0), names
         self._weights = state["weights"].clone() if "weights" in state else None
 
     def describe(self) -> dict[str, Any]:

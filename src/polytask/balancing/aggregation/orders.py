@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polytask.balancing.keyed import to_device
 from polytask.errors import at_least
 
 
@@ -30,10 +31,7 @@ class Orders:
             return torch.arange(1, -1, -1, device=device).unsqueeze(1)
         keys = torch.rand(size, size, generator=self._stream)
         keys.fill_diagonal_(2.0)  # oneself comes last
-        orders = keys.argsort(1)[:, :-1]
-        if device.type == "cuda":  # from pinned memory a copy does not wait for the device
-            return orders.pin_memory().to(device, non_blocking=True)
-        return orders.to(device)
+        return to_device(keys.argsort(1)[:, :-1], device)
 
     def state(self) -> Tensor:
         return self._stream.get_state()

@@ -36,6 +36,8 @@ class PCGrad(Aggregator):
     tensor([0.5848, 3.8012, 3.8012])
     """
 
+    keeps = "a random stream"
+
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.seed = seed

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import final
 
-import torch
-from torch import Tensor
-
 from polytask.balancing.base import Aggregator, Evidence, Needs
 
 
@@ -20,10 +17,10 @@ class Sum(Aggregator):
     of cost. For one task it is the plain gradient.
 
     >>> Sum().combine(Evidence(["left", "right"]))
-    tensor([1., 1.])
+    [1.0, 1.0]
     """
 
     needs = Needs.NOTHING
 
-    def combine(self, evidence: Evidence) -> Tensor:
-        return torch.ones(len(evidence.names))
+    def combine(self, evidence: Evidence) -> list[float]:
+        return [1.0] * len(evidence.names)  # numbers, as a tensor would have to be copied to the device

@@ -42,6 +42,8 @@ class TorchJD(JacobianAggregator):
     tensor([0.2929, 1.9004, 1.9004])
     """
 
+    keeps = "a scalarizer's learned parameters"
+
     def __new__(cls, aggregator: Any = None, lr: float = 0.025) -> Any:
         if aggregator is None:  # a copy is being made
             return super().__new__(cls)
@@ -51,12 +53,13 @@ class TorchJD(JacobianAggregator):
         return _Scalarizer(aggregator, lr) if kind == "scalarizer" else super().__new__(cls)
 
     def __init__(self, aggregator: Any, lr: float = 0.025) -> None:
+        _kind(aggregator)  # None passes `__new__`, for the sake of copies
         super().__init__()
         self.aggregator = aggregator
 
     def combine(self, evidence: Evidence) -> Tensor:
         with torch.no_grad():
-            return self.aggregator(evidence.jacobian)
+            return self.aggregator(evidence.rows)
 
     def describe(self) -> dict[str, Any]:
         return _describe(self.aggregator)

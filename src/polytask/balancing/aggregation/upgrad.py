@@ -45,6 +45,7 @@ class UPGrad(Aggregator):
 
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         self.preference.setup(names)
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         targets = torch.diag(self.preference(evidence))

@@ -38,6 +38,7 @@ class DynamicWeightAverage(Scalarizer):
     """
 
     needs = Needs.NOTHING
+    keeps = "each task's losses of the last two epochs"
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()
@@ -50,6 +51,7 @@ class DynamicWeightAverage(Scalarizer):
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         for name in names:
             self._losses.setdefault(name, [])
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> list[float]:
         return [self._weights.get(name, 1.0) for name in evidence.names]

@@ -50,6 +50,7 @@ class FAMO(Scalarizer):
     """
 
     needs = Needs.LOSSES | Needs.LOSSES_AFTER
+    keeps = "a learned logit per task"
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class FAMO(Scalarizer):
         self._bounds = Constants(by_name("lower_bounds", self.lower_bounds, names, 0.0), 0.0)
         for name in names:
             self._logits.add(name, torch.tensor(0.0))
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         names, losses = evidence.names, evidence.losses

@@ -7,7 +7,7 @@ from typing import Any, final
 from torch import Tensor
 
 from polytask.balancing.base import Evidence, Scalarizer
-from polytask.balancing.keyed import FirstLook
+from polytask.balancing.keyed import FirstLook, some_objectives
 
 _FLOOR = 1e-8
 
@@ -25,12 +25,14 @@ class GeometricMean(Scalarizer):
     weight 1.
 
     Raises:
-        ValueError: an objective whose first loss is negative.
+        ValueError: an objective whose first loss is negative, or a resumed state of other objectives.
 
     >>> import torch
     >>> GeometricMean().combine(Evidence(["circle", "rhombus"], [torch.tensor(1.0), torch.tensor(4.0)]))
     tensor([1.0000, 0.2500])
     """
+
+    keeps = "which losses were checked"
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,4 +48,5 @@ class GeometricMean(Scalarizer):
         return {"seen": list(self._look.seen)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        some_objectives(state["seen"], self.objectives)
         self._look.seen = list(state["seen"])

@@ -48,6 +48,7 @@ class GradNorm(Scalarizer):
     """
 
     needs = Needs.LOSSES | Needs.NORMS
+    keeps = "a learned weight per task, and first losses"
 
     def __init__(self, alpha: float = 1.5, lr: float = 0.025) -> None:
         super().__init__()
@@ -62,6 +63,7 @@ class GradNorm(Scalarizer):
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         for name in names:
             self._weights.add(name, torch.tensor(1.0))
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         names, losses = evidence.names, evidence.losses

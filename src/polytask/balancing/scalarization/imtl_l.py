@@ -41,6 +41,8 @@ class IMTLL(Scalarizer):
     (tensor([1., 1.]), tensor([0.9048, 1.1052]))
     """
 
+    keeps = "a learned log scale per task"
+
     def __init__(self, lr: float = 0.025) -> None:
         super().__init__()
         at_least("lr", lr, 0)
@@ -51,6 +53,7 @@ class IMTLL(Scalarizer):
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         for name in names:
             self._log_scales.add(name, torch.tensor(0.0))
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         names, losses = evidence.names, evidence.losses

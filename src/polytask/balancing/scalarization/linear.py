@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from polytask.balancing.base import Evidence, Needs, Scalarizer
+from polytask.balancing.keyed import by_name, in_range
 from polytask.errors import nearest
 
 
@@ -20,11 +21,11 @@ class Linear(Scalarizer):
     Args:
         weights: None or ``"equal"``: every w_k = 1. ``"inverse"``: w_k inversely proportional to the number of training
             examples that carry a target of task k, scaled to a mean of 1 (objectives that are no tasks get
-            1). Or {objective: w_k at least 0}, complete.
+            1). Or {objective: w_k at least 0}, complete, or in the objectives' order.
 
     Raises:
-        ValueError: a negative weight, all weights 0, a missing or unknown objective, or sizes that the data
-            cannot tell.
+        ValueError: a negative weight, all weights 0, a missing or unknown objective, another number of weights
+            than of objectives, or sizes that the data cannot tell.
 
     >>> balancer = Linear({"circle": 1.0, "rhombus": 3.0})
     >>> balancer.setup(["circle", "rhombus"])
@@ -34,7 +35,7 @@ class Linear(Scalarizer):
 
     needs = Needs.NOTHING
 
-    def __init__(self, weights: Mapping[str, float] | str | None = None) -> None:
+    def __init__(self, weights: Mapping[str, float] | Sequence[float] | str | None = None) -> None:
         super().__init__()
         if isinstance(weights, str) and weights not in ("equal", "inverse"):
             raise ValueError(f'`weights` must be "equal", "inverse" or {{objective: weight}}, found "{weights}"')
@@ -42,7 +43,11 @@ class Linear(Scalarizer):
             for name, weight in weights.items():
                 if not 0 <= weight < float("inf"):
                     raise ValueError(f"a weight must be at least 0 and finite, found {weight} for `{name}`")
-            if not any(weights.values()):
+        elif not isinstance(weights, str):
+            in_range("weights", weights, low=0)
+        if weights is not None and not isinstance(weights, str):
+            values = weights.values() if isinstance(weights, Mapping) else weights
+            if not any(values):
                 raise ValueError("at least one weight must be above 0, found none")
         self.weights = weights
         self._by_name: dict[str, float] = dict(weights) if isinstance(weights, Mapping) else {}
@@ -55,17 +60,22 @@ class Linear(Scalarizer):
             for name in names:
                 if name not in self.weights:
                     raise ValueError(f"`weights` must name every objective, found none for `{name}`")
+        elif self.weights is not None and not isinstance(self.weights, str):
+            self._by_name = by_name("weights", self.weights, names, 1.0)
         elif self.weights == "inverse":
             if examples is None:
                 raise ValueError('weights="inverse" needs data of known size, found a source that cannot tell')
             self._by_name = _inverse_to_size(names, examples)
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> list[float]:
         return [self._by_name.get(name, 1.0) for name in evidence.names]
 
     def describe(self) -> dict[str, Any]:
-        weights = dict(self.weights) if isinstance(self.weights, Mapping) else self.weights or "equal"
-        return super().describe() | {"weights": weights}
+        given = self.weights
+        if given is None or isinstance(given, str):
+            return super().describe() | {"weights": given or "equal"}
+        return super().describe() | {"weights": dict(given) if isinstance(given, Mapping) else list(given)}
 
 
 def _inverse_to_size(names: Sequence[str], examples: Mapping[str, int]) -> dict[str, float]:

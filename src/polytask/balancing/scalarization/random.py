@@ -8,6 +8,7 @@ from typing import Any, final
 import numpy as np
 
 from polytask.balancing.base import Evidence, Needs, Scalarizer
+from polytask.balancing.keyed import same_objectives
 from polytask.errors import at_least, one_of
 
 
@@ -30,7 +31,8 @@ class Random(Scalarizer):
         seed: of the stream.
 
     Raises:
-        ValueError: another distribution, or a concentration that is not above 0.
+        ValueError: another distribution, a concentration that is not above 0, or a resumed state of other
+            objectives.
 
     >>> balancer = Random(seed=1)
     >>> balancer.setup(["circle", "rhombus"])
@@ -39,6 +41,7 @@ class Random(Scalarizer):
     """
 
     needs = Needs.NOTHING
+    keeps = "a random stream"
 
     def __init__(self, distribution: str = "normal", concentration: float = 1.0, seed: int = 0) -> None:
         super().__init__()
@@ -54,6 +57,7 @@ class Random(Scalarizer):
 
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         self._objectives |= set(names)
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> list[float]:
         self._objectives |= set(evidence.names)
@@ -72,11 +76,14 @@ class Random(Scalarizer):
 
     def get_extra_state(self) -> dict[str, Any]:
         state = self._stream.bit_generator.state
-        return {**state, "state": {key: str(value) for key, value in state["state"].items()}}  # of 128 bits
+        words = {key: str(value) for key, value in state["state"].items()}  # of 128 bits
+        return {**state, "state": words, "objectives": sorted(self._objectives)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        same_objectives(state["objectives"], self._objectives)
+        self._objectives = set(state["objectives"])
         words = {key: int(value) for key, value in state["state"].items()}
-        self._stream.bit_generator.state = {**state, "state": words}
+        self._stream.bit_generator.state = {key: state[key] for key in state if key != "objectives"} | {"state": words}
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {

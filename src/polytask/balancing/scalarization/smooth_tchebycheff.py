@@ -64,6 +64,7 @@ class SmoothTchebycheff(Scalarizer):
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
         self._preference = Constants(by_name("preference", self.preference, names, 1 / max(len(names), 1)), 0.0)
         self._reference = Constants(by_name("reference", self.reference, names, 0.0), 0.0)
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         names, losses = evidence.names, evidence.losses

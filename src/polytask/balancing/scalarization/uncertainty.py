@@ -43,6 +43,8 @@ class Uncertainty(Scalarizer):
     tensor([0.5000, 1.0000])
     """
 
+    keeps = "a learned log variance per task"
+
     def __init__(self, classification: Collection[str] = (), lr: float = 0.025, initial: float = 0.0) -> None:
         super().__init__()
         at_least("lr", lr, 0)
@@ -56,6 +58,7 @@ class Uncertainty(Scalarizer):
         known("classification", self.classification, names)
         for name in names:
             self._log_variances.add(name, torch.tensor(float(self.initial)))
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         names, losses = evidence.names, evidence.losses

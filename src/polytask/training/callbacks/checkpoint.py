@@ -48,7 +48,7 @@ class Checkpoint(Callback):
         if place is None:
             raise ValueError("`Checkpoint` must know a folder, found none: give it one, or give the trainer one")
         self._place = place
-        self._place.mkdir(parents=True, exist_ok=True)
+        run.ranks.once(lambda: place.mkdir(parents=True, exist_ok=True))
         self._improved = False
         if self.monitor is not None:
             self.monitor.start(run)
