@@ -85,6 +85,8 @@ class Chebyshev(Scalarizer):
     tensor([0.1250, 0.3750])
     """
 
+    keeps = "the multipliers, the last values, and running averages and scales of the objectives"
+
     def __init__(
         self,
         preference: Mapping[str, float] | Sequence[float] | None = None,
