@@ -77,10 +77,16 @@ class Whole(nn.Module):
 
 
 def network(kind: str = "plain", names: str = "ab", form: str = "hard", seed: int = 0) -> pt.models.Model:
-    """A fresh network with `kind` among plain, dropout, norm, norm+dropout and form hard, partitioned, single."""
+    """A fresh network: `kind` plain, dropout, norm, norm+dropout; `form` hard, partitioned, single, monitored, mtan."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         shared, own = trunk(kind), heads(names, kind)
+        if form == "monitored":
+            return pt.models.Monitored(shared, {name: trunk(kind) for name in names}, own)
+        if form == "mtan":
+            stages = [shared, nn.Sequential(*_layers(kind, 6, 6))]
+            masks = {name: [nn.Sequential(*_layers(kind, 6, 6), nn.Sigmoid())] for name in names}
+            return pt.models.MTAN(stages, masks, own)
     if form == "hard":
         return pt.models.HardSharing(shared, own)
     if form == "single":

@@ -9,8 +9,9 @@ import torch
 import yaml
 
 import polytask
-from polytask.cli import main
+from polytask.cli import COMMANDS, main
 
+TASKS = ("circle", "rhombus")
 HEAD = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 8, "out_features": 1}}
 TRAIN = {
     "data": {"class_path": "CircleRhombus"},
@@ -58,7 +59,7 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out == f"polytask {polytask.__version__}\n"
 
 
-@pytest.mark.parametrize("command", ["train", "compare", "evaluate", "predict", "report", "methods", "datasets"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     out, err = capsys.readouterr()
@@ -156,6 +157,48 @@ def test_compare_tells_when_runs_fail(tmp_path, capsys):
     assert "1 of 2 runs failed; wrong, seed 0: " in capsys.readouterr().err.splitlines()[-1]
     path = written(tmp_path / "d.yaml", TRAIN | {"methods": {"wrong": methods["wrong"]}})
     assert main(["compare", path, "--out", str(tmp_path / "d"), "--jobs", "1"]) == 2
+
+
+def test_sparsify_makes_a_smaller_network_and_says_so(tmp_path, capsys):
+    heads = {name: {"class_path": "MLP", "init_args": {"inputs": 8, "widths": [6], "outputs": 1}} for name in TASKS}
+    trunk = {"class_path": "MLP", "init_args": {"inputs": 2, "widths": [12, 8]}}
+    config = {
+        "model": {"class_path": "HardSharing", "init_args": {"trunk": trunk, "heads": heads}},
+        "epochs": 2,
+        "sparsify": {"sparsity": 0.3},
+    }
+    path, out = written(tmp_path / "small.yaml", TRAIN | config), str(tmp_path / "run")
+    assert main(["sparsify", path, "--out", out, "--sparsify.sparsity", "0.5", "--sparsify.method=magnitude"]) == 0
+    shown, log = capsys.readouterr()
+    assert "parameters" in shown and "report.html" in shown and "circle accuracy, test" in shown
+    assert "stage 1 of 3: search (1 epochs); then retrain (1 epochs), compact" in log
+    assert main(["report", out]) == 0 and main(["evaluate", f"{out}/compact"]) == 0
+    assert "circle/accuracy" in capsys.readouterr().out
+    assert main(["export", f"{out}/compact", "--format", "torch"]) == 0
+    assert (tmp_path / "run" / "compact" / "model.pt2.json").is_file()
+    assert "checked against PyTorch" in capsys.readouterr().out
+    assert main(["sparsify", path, "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["sparsify"]["sparsity"] == 0.3
+    assert "run it with `polytask sparsify`" in refused(capsys, "train", path)
+    assert "did you mean `--sparsify.sparsity`" in refused(capsys, "sparsify", path, "--sparsify.sparsty", "0.4")
+    assert "choose another output folder" in refused(capsys, "sparsify", path, "--out", out)
+    assert "a section `sparsify`" in refused(capsys, "sparsify", written(tmp_path / "t.yaml", TRAIN))
+
+
+def test_front_reports(tmp_path, capsys):
+    front = {"vectors": [[0.3, 0.7], [0.6, 0.4]]}
+    path = written(tmp_path / "f.yaml", TRAIN | {"front": front})
+    out = str(tmp_path / "f")
+    assert main(["front", path, "--out", out, "--jobs", "1", "--front.against", "null"]) == 0
+    text, log = capsys.readouterr()
+    assert "hypervolume" in text and "report.html" in text and "2 of 2 runs" in log
+    assert main(["report", out]) == 0
+    assert "Chebyshev" in capsys.readouterr().out
+    assert main(["front", path, "--print_config"]) == 0
+    assert list(yaml.safe_load(capsys.readouterr().out)["runs"]) == ["Chebyshev", "Linear"]
+    assert "run it with `polytask front`" in refused(capsys, "train", path)
+    assert "must be the folder of one run" in refused(capsys, "evaluate", out)
+    assert "preference 1 must sum to 1" in refused(capsys, "front", path, "--front.vectors", "[[0.5, 0.6]]")
 
 
 def test_evaluate_and_predict(trained, tmp_path, capsys):

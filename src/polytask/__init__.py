@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from polytask import data, models, schedules
+from polytask import data, distillation, models, schedules
 from polytask.balancing import Accumulator, aggregation, balance, scalarization
 from polytask.batch import Batch
 from polytask.callback import Callback
@@ -14,17 +14,17 @@ from polytask.task import Prediction, Task, binary, classification, multilabel, 
 from polytask.training import History, Interrupted, Trainer, callbacks
 
 if TYPE_CHECKING:
-    from polytask.studies import compare, load
+    from polytask.studies import compare, front, load, sparsify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Accumulator", "Arrays", "Batch", "Callback", "History", "Interrupted", "Metric", "Objective", "Prediction",
     "Ranks", "Task", "Trainer", "aggregation", "balance", "binary", "callbacks", "classification", "compare", "data",
-    "load", "models", "multilabel", "regression", "scalarization", "schedules",
+    "distillation", "front", "load", "models", "multilabel", "regression", "scalarization", "schedules", "sparsify",
 ]  # fmt: skip
 
-_STUDIES = ("compare", "load")
+_STUDIES = ("compare", "front", "load", "sparsify")
 
 
 def __getattr__(name: str) -> Any:

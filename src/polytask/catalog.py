@@ -12,13 +12,15 @@ from polytask.balancing.base import Aggregator, Balancer, CotangentAggregator, J
 from polytask.callback import Callback
 from polytask.data.base import DataSet
 from polytask.models.base import Model
+from polytask.objective import Objective
 from polytask.schedules.base import Schedule
 
 KINDS: dict[str, tuple[tuple[str, ...], type]] = {
     "schedule": (("polytask.schedules",), Schedule),
     "balancer": (("polytask.balancing.scalarization", "polytask.balancing.aggregation"), Balancer),
     "model": (("polytask.models",), Model),
-    "callback": (("polytask.training.callbacks",), Callback),
+    "objective": (("polytask.distillation", "polytask.sparsity"), Objective),
+    "callback": (("polytask.training.callbacks", "polytask.sparsity"), Callback),
     "data set": (("polytask.data",), DataSet),
 }
 """Kind -> packages that export its members, and the contract they fulfil."""
@@ -72,7 +74,7 @@ class Entry:
     """One thing polytask offers.
 
     Attributes:
-        kind: ``schedule``, ``balancer``, ``model``, ``callback`` or ``data set``.
+        kind: ``schedule``, ``balancer``, ``model``, ``objective``, ``callback`` or ``data set``.
         name: the class's name, as configurations take it.
         path: its import path.
         summary: one line.

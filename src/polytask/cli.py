@@ -1,4 +1,4 @@
-"""The command line: ``polytask train | compare | evaluate | predict | report | methods | datasets``."""
+"""The command line: ``polytask COMMAND ...``; `COMMANDS` lists them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from polytask.studies.compare import Comparison
+    from polytask.studies.front import Front
+    from polytask.studies.sparsify import Sparsified
     from polytask.studies.store import RunRecord
 
 # whatever needs torch is imported inside the commands, so that `--help` answers at once
@@ -38,7 +40,17 @@ COSTS_HELP = (
     "as gradients at the features stand in for those at the parameters, and `gradients: low_memory` keeps about 1 "
     "shared gradient, for about K (K + 1) passes. What a balancer keeps is in the checkpoint."
 )
+FRONT_HELP = (
+    "The file of a front holds these settings, seeds: [0, 1, 2], and front: how the preference vectors are chosen and "
+    "who is given them. --seeds takes a list such as 0,1,2. The same command goes on with what a killed one left."
+)
+SPARSIFY_HELP = (
+    "The file of a study holds these settings; `epochs` are those of the search and the retraining together. Settings "
+    "of the trainer that differ in either are given as sparsify.search and sparsify.retrain. The same command goes on "
+    "with what a killed one left. Exit status 3: no epoch of the search was sparse enough."
+)
 DEBUG = "POLYTASK_DEBUG"
+NOT_REACHED = 3
 ERROR = 2
 SOME_FAILED = 1
 TOGETHER = ("train", "evaluate")
@@ -52,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``polytask``; those of the process if None.
 
     Returns:
-        The exit status: 0; 1 where some runs of a comparison failed; 2 for any error, told in one line;
-        130 or 143 after Ctrl-C or SIGTERM. With ``POLYTASK_DEBUG=1`` in the environment the log goes into
-        every detail, an error's traceback among them.
+        The exit status: 0; 1 where some runs of a comparison failed; 2 for any error, told in one line; 3 where
+        ``sparsify`` did not reach the wanted sparsity; 130 or 143 after Ctrl-C or SIGTERM. With ``POLYTASK_DEBUG=1``
+        in the environment the log goes into every detail, an error's traceback among them.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     from polytask.training.launch import rank_by_environment
@@ -110,6 +122,10 @@ def _train(words: list[str]) -> int:
     config = spec.read_config(given.config)
     if "methods" in config:
         raise ValueError(f"{given.config} is a comparison (it has `methods`): run it with `polytask compare`")
+    if "front" in config:
+        raise ValueError(f"{given.config} is a front (it has `front`): run it with `polytask front`")
+    if "sparsify" in config:
+        raise ValueError(f"{given.config} is to be made sparse (it has `sparsify`): run it with `polytask sparsify`")
     resolved = spec.resolve(config, given.overrides)
     if "--print_config" in given.options:
         print(spec.dump(resolved), end="")
@@ -144,6 +160,50 @@ def _compare(words: list[str]) -> int:
     return _report_on(comparison, title=Path(given.config).stem)
 
 
+def _front(words: list[str]) -> int:
+    """train one network per preference vector, and draw the front: CONFIG.yaml [--out FOLDER] [--jobs N] [...]"""
+    given = _configured("front", words, ("--out", "--jobs", "--seeds"), ("--overwrite", "--print_config"))
+    from polytask.studies.front import front, plan
+    from polytask.studies.spec import dump
+
+    seeds = given.numbers("--seeds")
+    if "--print_config" in given.options:
+        made = plan(given.config, given.overrides, seeds)
+        print(dump({"seeds": made.seeds, "vectors": made.vectors, "runs": made.configs}), end="")
+        return 0
+    jobs = given.numbers("--jobs")
+    found = front(
+        given.config, overrides=given.overrides, folder=given.folder(), jobs=jobs[0] if jobs else None,
+        seeds=seeds, overwrite="--overwrite" in given.options,
+    )  # fmt: skip
+    return _report_on_front(found, title=Path(given.config).stem)
+
+
+def _sparsify(words: list[str]) -> int:
+    """train a sparse network and make a smaller one of it: CONFIG.yaml [--out FOLDER] [--any.setting VALUE ...]"""
+    given = _configured("sparsify", words, ("--out",), ("--overwrite", "--print_config"))
+    from polytask.studies import spec
+    from polytask.studies.sparsify import plan, sparsify
+
+    if "--print_config" in given.options:
+        print(spec.dump(plan(given.config, given.overrides).config), end="")
+        return 0
+    study = sparsify(
+        given.config, overrides=given.overrides, folder=given.folder(), overwrite="--overwrite" in given.options
+    )
+    return _report_on_sparsified(study, title=Path(given.config).stem)
+
+
+def _export(words: list[str]) -> int:
+    """write a trained run's network as a file for other programs: RUN [--format onnx|torch] [--out FILE]"""
+    from polytask.studies.run import export_run
+
+    given = _parsed("export", words, export_run)
+    path = export_run(given.folder, given.format, given.out)
+    print(f"{path}, checked against PyTorch; inputs, outputs and preprocessing in {path}.json")
+    return 0
+
+
 def _evaluate(words: list[str]) -> int:
     """losses and metrics of a trained run: RUN [--split test]"""
     from polytask.studies.run import evaluate_run
@@ -169,6 +229,13 @@ def _report(words: list[str]) -> int:
     from polytask.studies.compare import read_comparison
 
     given = _parsed("report", words, read_comparison)
+    from polytask.studies.front import is_front, read_front
+    from polytask.studies.sparsify import is_sparsified, read_sparsified
+
+    if is_front(given.folder):
+        return _report_on_front(read_front(given.folder), title=Path(given.folder).resolve().name)
+    if is_sparsified(given.folder):
+        return _report_on_sparsified(read_sparsified(given.folder), title=Path(given.folder).resolve().name)
     return _report_on(read_comparison(given.folder), title=Path(given.folder).resolve().name)
 
 
@@ -204,8 +271,11 @@ def _datasets(words: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "compare": _compare,
+    "front": _front,
+    "sparsify": _sparsify,
     "evaluate": _evaluate,
     "predict": _predict,
+    "export": _export,
     "report": _report,
     "methods": _methods,
     "datasets": _datasets,
@@ -282,10 +352,23 @@ def _configured(
         raise ValueError(f"`polytask {command}` must be given one YAML file, found {files or 'none'}")
     given.config = "".join(files[:1])
     if not given.config:
-        from polytask.studies.spec import parser_for_train
-
-        parser_for_train(f"polytask {command}").parse_args(given.overrides)
+        _parser(command).parse_args(given.overrides)
     return given
+
+
+def _parser(command: str) -> ArgumentParser:
+    """The parser of a command's configurations."""
+    from polytask.studies.spec import parser_for_train
+
+    if command == "front":
+        from polytask.studies.front import SECTIONS
+
+        return parser_for_train(f"polytask {command}", SECTIONS)
+    if command != "sparsify":
+        return parser_for_train(f"polytask {command}")
+    from polytask.studies.sparsify import SECTION
+
+    return parser_for_train(f"polytask {command}", SECTION)
 
 
 def _joined(words: list[str], option: str) -> list[str]:
@@ -320,13 +403,11 @@ def _next(rest: Iterator[str], option: str) -> str:
 
 
 def _configured_help(command: str, valued: Sequence[str], flags: Sequence[str], listed: str = "") -> NoReturn:
-    from polytask.studies.spec import parser_for_train
-
-    parser = parser_for_train(f"polytask {command}")
+    parser = _parser(command)
     own = [f"[{option} {option.strip('-').upper()}]" for option in valued] + [f"[{flag}]" for flag in flags]
     own += [f"[{listed} NAME ...]"] * bool(listed)
     parser.usage = f"polytask {command} CONFIG.yaml {' '.join(own)} [--any.setting VALUE ...]"
-    parser.epilog = COMPARE_HELP if command == "compare" else None
+    parser.epilog = {"compare": COMPARE_HELP, "front": FRONT_HELP, "sparsify": SPARSIFY_HELP}.get(command)
     parser.print_help()
     raise SystemExit(0)
 
@@ -366,6 +447,42 @@ def _report_on(comparison: Comparison, title: str) -> int:
         count = f"{len(failed)} of {len(comparison.records)} runs failed"
         print(f"polytask: {count}; {_first_failure(failed)}", file=sys.stderr)
     return SOME_FAILED if failed else 0
+
+
+def _report_on_front(found: Front, title: str) -> int:
+    from rich.console import Console
+
+    from polytask import reports
+
+    failed = found.failed
+    if len(failed) == len(found.points):
+        return _refuse(f"no run came to an end; {_first_failure(failed)}")
+    Console(width=None if sys.stdout.isatty() else 140).print(reports.front_terminal(found))
+    print(f"report: {reports.write_front(found, title=title)}")
+    if failed:
+        count = f"{len(failed)} of {len(found.points)} runs failed"
+        print(f"polytask: {count}; {_first_failure(failed)}", file=sys.stderr)
+    return SOME_FAILED if failed else 0
+
+
+def _report_on_sparsified(study: Sparsified, title: str) -> int:
+    from rich.console import Console
+
+    from polytask.reports import sparse
+
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(sparse.terminal_table(study))
+    print(f"report: {sparse.write(study, title=title)}")
+    if study.exported is not None:
+        print(f"exported: {study.exported}")
+    if study.reached:
+        return 0
+    print(
+        f"polytask: no epoch of the search had {study.wanted:.4g} of the rows dead; the sparsest was kept, with "
+        f"{study.found:.4g}",
+        file=sys.stderr,
+    )
+    return NOT_REACHED
 
 
 def _first_failure(failed: Sequence[RunRecord]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from polytask.batch import Batch
     from polytask.models.base import Model
+    from polytask.task import Task
 
 
 @dataclass
@@ -35,20 +36,33 @@ class Objective(nn.Module, ABC):
     """A term of the training problem that is not a task's loss: a penalty, a distillation term.
 
     Balancers see it under its name exactly as they see a task. It takes part in an update only where it
-    depends on a parameter that the update moves. Its own parameters, if any, are trained with the shared
-    block.
+    depends on a parameter that the update moves. Its own parameters and modules, if any, belong to one block:
+    they move, and rest, with the shared block, or with a task's.
 
     Args:
         name: unique among tasks and objectives.
         weight: fixed weight, above 0.
+        block: the task whose block its own parameters join; None for the shared block.
     """
 
-    def __init__(self, name: str, weight: float = 1.0) -> None:
+    def __init__(self, name: str, weight: float = 1.0, block: str | None = None) -> None:
         super().__init__()
         if not weight > 0:
             raise ValueError(f"an objective's `weight` must be above 0, found {weight} for `{name}`")
         self.name = name
         self.weight = weight
+        self.block = block
+
+    def bind(self, model: Model, tasks: Mapping[str, Task]) -> None:
+        """Checks itself against the trainer's model and tasks, before anything is trained.
+
+        Raises:
+            ValueError: it does not fit them.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint's fingerprint records of it; plain values."""
+        return {"weight": self.weight, "block": self.block}
 
     @abstractmethod
     def forward(self, context: Context) -> Tensor:

@@ -97,6 +97,23 @@ def test_balancers_train_under_every_schedule_and_are_deterministic(kind: type, 
     assert all(torch.isfinite(value).all() for value in results[0].values())
 
 
+@pytest.mark.parametrize("form", ["monitored", "mtan"])
+@pytest.mark.parametrize("kind", BALANCERS.values())
+def test_balancers_train_networks_whose_heads_do_more(kind: type, form: str):
+    """Heads that read the inputs, and features that are several tensors; updates of both blocks in every epoch."""
+    witness = Witness()
+    run = trainer(
+        network("norm", form=form),
+        balancer=_built(kind),
+        schedule=pt.schedules.AlternateBatches(),
+        callbacks=[witness],
+        optimizer=adam(),
+    )
+    run.fit(data(), data(8, seed=1), epochs=2)
+    assert witness.live_seen
+    assert all(torch.isfinite(value).all() for value in weights(run.model).values())
+
+
 @pytest.mark.parametrize("kind", BALANCERS.values())
 def test_balancers_work_with_absent_tasks(kind: type):
     x, y = data(24, "abc")

@@ -1,4 +1,4 @@
-"""MNIST files for the tests: made up, or the real ones where this machine has them."""
+"""MNIST and CIFAR-10 files for the tests: made up, or the real ones where this machine has them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polytask.data import MNIST, data_folder
+from polytask.data import CIFAR10, MNIST, cifar10, data_folder
 
 
 def idx_bytes(values: np.ndarray) -> bytes:
@@ -50,6 +50,33 @@ def write_mnist(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def write_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes the six files, of few records each, and returns their folder."""
+
+    def write(records: int = 4, labels: Sequence[int] | None = None, compress: bool = False, seed: int = 0) -> Path:
+        monkeypatch.setattr(cifar10, "RECORDS", records)
+        random = np.random.RandomState(seed)
+        folder = tmp_path / "cifar10"
+        folder.mkdir(exist_ok=True)
+        for name in CIFAR10.files:
+            content = random.randint(0, 256, (records, 3073)).astype(np.uint8)
+            content[:, 0] = random.randint(0, 10, records) if labels is None else labels
+            data = content.tobytes()
+            (folder / name).write_bytes(gzip.compress(data) if compress else data)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def real_cifar10() -> Path:
+    try:
+        return cifar10.cifar10_folder(None)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import nn
 import polytask as pt
 from polytask.models import MLP, HardSharing, LeNet, Partitioned, SingleTask
 
-FORMS = ["hard", "partitioned", "partitioned by shared only", "single"]
+FORMS = ["hard", "partitioned", "partitioned by shared only", "single", "monitored", "mtan"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -31,7 +31,7 @@ def test_blocks_hold_every_parameter_and_outputs_fit(form: str):
     assert list(model(torch.randn(5, 3), ["c", "a"])) == ["c", "a"]
 
 
-@pytest.mark.parametrize("form", ["hard", "partitioned", "single"])
+@pytest.mark.parametrize("form", ["hard", "partitioned", "single", "monitored", "mtan"])
 def test_every_module_with_buffers_belongs_to_one_block(form: str):
     model = network("norm+dropout", "abc", form)
     blocks = model.blocks()

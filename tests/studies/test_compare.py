@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import polytask as pt
-from polytask.studies import executors, read_comparison
+from polytask.studies import executors, read_comparison, spec
 from polytask.studies.compare import plan
 from polytask.studies.executors import Job, StudyInterrupted, describe
 
@@ -168,11 +168,28 @@ def test_reading_what_is_not_a_study_is_refused(tmp_path):
         read_comparison(tmp_path)
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("examples/*.yaml")), ids=lambda path: path.stem)
+EXAMPLES = sorted(Path(__file__).parents[2].glob("examples/*.yaml"))
+COMPARISONS = [path for path in EXAMPLES if "methods" in yaml.safe_load(path.read_text())]
+DISTILLED = next(path for path in EXAMPLES if path.stem == "distilled_multimnist")
+COMPARISONS.remove(DISTILLED)  # it needs trained teachers
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
 def test_every_example_is_a_sound_comparison(path):
     made = plan(path)
     assert made.baseline == "single-task" and len(made.seeds) >= 3
     assert len({config["epochs"] for config in made.methods.values()}) == 1
+
+
+def test_the_distilled_example_is_taught_by_the_single_task_runs(tmp_path, monkeypatch):
+    teachers = plan(DISTILLED.with_stem("monitored_multimnist"))
+    config = {**teachers.methods["single-task"], "seed": teachers.seeds[0]}
+    folder = tmp_path / "runs" / "monitored_multimnist" / teachers.folders["single-task"] / f"seed-{config['seed']}"
+    spec.build(config).trainer.save(folder)
+    (folder / "config.yaml").write_text(spec.dump(config))
+    monkeypatch.chdir(tmp_path)
+    made = plan(DISTILLED)
+    assert made.seeds == teachers.seeds and made.methods["KDMTL"]["epochs"] == config["epochs"]
 
 
 @pytest.mark.slow

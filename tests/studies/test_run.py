@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import polytask as pt
 from polytask.studies import read_record, run, spec
@@ -231,11 +233,44 @@ def test_seconds_of_a_phase_stand_where_its_costs_do(config, tmp_path, cache, ph
     assert set(record.seconds_per_epoch) <= set(record.cost["phases"])
 
 
+def test_a_run_that_starts_from_anothers_weights(done, config, tmp_path, monkeypatch):
+    """The other's weights are where it begins, part of its configuration and of its checkpoint's fingerprint."""
+    folder, _ = done
+    config |= {"start": str(folder), "trainer": config["trainer"] | {"callbacks": []}}
+    config["trainer"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 1e-30}}
+    record = run(config, tmp_path / "a")
+    assert same_weights(folder, tmp_path / "a") and record.start == spec.digest(folder) != ""
+    assert spec.read_config(tmp_path / "a" / "config.yaml")["start"] == str(folder)
+    assert spec.resolve({**config, "start": None})["start"] is None
+    shutil.copytree(folder, tmp_path / "moved")
+    assert run(config | {"start": str(tmp_path / "moved")}, tmp_path / "a") == record
+    with pytest.raises(ValueError, match="differs in start: "):
+        run(config | {"start": None}, tmp_path / "a")
+
+    def interrupt(keeper, run, info):
+        run.signal_number = 15
+
+    with monkeypatch.context() as patch, pytest.raises(pt.Interrupted):
+        patch.setattr(run_module._Keeper, "on_update", interrupt)
+        run(config, tmp_path / "b")
+    (tmp_path / "b" / "run.json").unlink()  # so that nothing but the checkpoint knows the first start
+    config["start"] = str(tmp_path / "b" / "start")
+    shutil.copytree(folder, config["start"])
+    other = {name: tensor + 1 for name, tensor in weights(folder).items()}
+    save_file(other, tmp_path / "b" / "start" / "weights.safetensors")
+    (tmp_path / "b" / "config.yaml").unlink()
+    refused = run(config, tmp_path / "b")
+    assert refused.state == "failed" and "callbacks" in refused.error
+    assert pt.load(tmp_path / "a").history.column("epoch") == [1, 2]
+    shutil.rmtree(tmp_path / "moved")
+    assert evaluate_run(str(tmp_path / "a")) == record.metrics["test"]  # needs the start no more
+
+
 def test_a_folder_that_is_no_run_is_told_apart(tmp_path):
     with pytest.raises(FileNotFoundError, match="a run folder must exist, found none"):
         evaluate_run(str(tmp_path / "nowhere"))
     (tmp_path / "study.json").write_text("{}")
     (tmp_path / "joint" / "seed-0").mkdir(parents=True)
     (tmp_path / "joint" / "seed-0" / "run.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"found a comparison's: name one of \['joint/seed-0'\]"):
+    with pytest.raises(FileNotFoundError, match=r"found a study's: name one of \['joint/seed-0'\]"):
         evaluate_run(str(tmp_path))

@@ -43,7 +43,22 @@ def test_frozen_blocks_keep_every_bit(optimizer: str, schedule: str, form: str, 
     assert witness.live_seen >= 12
 
 
-@pytest.mark.parametrize("form", ["hard", "partitioned", "single"])
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("form", ["monitored", "mtan"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_frozen_blocks_of_networks_whose_heads_do_more_keep_every_bit(schedule: str, form: str, cached: bool):
+    """Monitors and attention rest with their heads; alpha too, which belongs to no layer."""
+    witness = Witness()
+    run = trainer(
+        network("norm+dropout", form=form), optimizer=OPTIMIZERS["adamw"], schedule=SCHEDULES[schedule],
+        callbacks=[witness], cache_features=None if cached else False,
+    )  # fmt: skip
+    run.fit(data(24), data(10, seed=1), epochs=4)
+    assert witness.frozen_seen >= 12
+    assert witness.live_seen >= 12
+
+
+@pytest.mark.parametrize("form", ["hard", "partitioned", "single", "monitored", "mtan"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_absent_tasks_keep_every_bit(optimizer: str, form: str):
     x, y = data(24, "abc")
@@ -161,6 +176,24 @@ def test_an_objectives_own_parameters_move_with_the_shared_block_only(two: bool)
     assert not any(seen[False])
     assert objective.scale.requires_grad
     assert objective.scale.grad is None
+
+
+class Watching(pt.Objective):
+    """A penalty that keeps the network, as one that looks at its layers would."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__("watching", weight=0.1)
+        self.model = model
+
+    def forward(self, context: Any) -> torch.Tensor:
+        return sum((p.square().sum() for p in self.model.parameters()), torch.zeros(()))
+
+
+def test_what_an_objective_holds_of_the_model_stays_in_the_model_s_blocks():
+    model, witness = network("norm"), Witness()
+    schedule = pt.schedules.AlternateEpochs(1, 1)
+    trainer(model, objectives=[Watching(model)], schedule=schedule, callbacks=[witness]).fit(data(), epochs=4)
+    assert witness.frozen_seen >= 12
 
 
 def test_dropout_and_batch_statistics_of_heads_rest_in_validation_with_cached_features():

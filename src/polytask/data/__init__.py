@@ -2,7 +2,10 @@
 
 from polytask.data.arrays import Arrays
 from polytask.data.base import DataSet, Split, Splits, data_folder
+from polytask.data.cifar10 import CIFAR10
+from polytask.data.cifar10_mnist import Cifar10Mnist
 from polytask.data.digits import MultiDigits
+from polytask.data.images import Normalise, Rotation
 from polytask.data.loader import Loader
 from polytask.data.mnist import MNIST, read_idx
 from polytask.data.multimnist import MultiMNIST
@@ -10,13 +13,17 @@ from polytask.data.source import Source
 from polytask.data.synthetic import CircleRhombus
 
 __all__ = [
+    "CIFAR10",
     "MNIST",
     "Arrays",
+    "Cifar10Mnist",
     "CircleRhombus",
     "DataSet",
     "Loader",
     "MultiDigits",
     "MultiMNIST",
+    "Normalise",
+    "Rotation",
     "Source",
     "Split",
     "Splits",

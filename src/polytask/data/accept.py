@@ -20,7 +20,7 @@ def as_source(data: Any, tasks: Mapping[str, Task], *, batch_size: int, shuffle:
 
     Args:
         data: a `Source`, a DataLoader, a torch Dataset, or (inputs, {task: targets}) of arrays or tensors,
-            in which the targets may be one array if there is one task.
+            in which the targets may be one array if there is one task; a `Split` may bring its augmentation.
         tasks: tasks by name.
         batch_size: used where the data do not bring one.
         shuffle: whether arrays and data sets are shuffled each epoch.
@@ -40,7 +40,8 @@ def as_source(data: Any, tasks: Mapping[str, Task], *, batch_size: int, shuffle:
         if not isinstance(targets, Mapping) and len(tasks) == 1:
             targets = {next(iter(tasks)): targets}
         if isinstance(targets, Mapping):
-            return Arrays(inputs, targets, batch_size=batch_size, shuffle=shuffle)
+            augment = getattr(data, "augment", None)  # of a data set's training split
+            return Arrays(inputs, targets, batch_size=batch_size, shuffle=shuffle, augment=augment)
     raise TypeError(
         f"{where} data must be a Source, a DataLoader, a Dataset or (inputs, {{task: targets}}), "
         f"found {type(data).__name__}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
@@ -10,11 +11,10 @@ import torch
 from torch import Tensor
 
 from polytask.batch import Batch, map_inputs, tensors_of
+from polytask.data.base import Augmentation
 from polytask.data.source import Source, check_inputs, derived_seed, permutation, portion
 from polytask.errors import nearest, whole
 from polytask.task import Task
-
-Augmentation = Callable[[Any, torch.Generator], Any]
 
 
 class Arrays(Source):
@@ -173,7 +173,8 @@ class Arrays(Source):
         described = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
         tensors = [*tensors_of(self._inputs), *self._targets.values(), *self._weights.values()]
         sums = [repr(torch.nansum(t, dtype=torch.float64).item()) for t in tensors]
-        return super().describe() | described | {"drop_last": self.drop_last, "sums": sums}
+        more = {"drop_last": self.drop_last, "sums": sums, "augment": _name(self.augment)}
+        return super().describe() | described | more
 
 
 def as_tensors(inputs: Any) -> Any:
@@ -194,6 +195,13 @@ def as_tensors(inputs: Any) -> Any:
             f"inputs must be a tensor, an array, or a tuple or dictionary of them, found {found}"
         ) from error
     return tensor.float() if tensor.dtype == torch.float64 and not isinstance(inputs, Tensor) else tensor
+
+
+def _name(augment: Augmentation | None) -> str | None:
+    """What tells one augmentation from another in any process: a data class's fields, else a name."""
+    if augment is None or is_dataclass(augment):
+        return None if augment is None else repr(augment)
+    return getattr(augment, "__qualname__", type(augment).__qualname__)
 
 
 def _check_weights(task: str, weights: Tensor, length: int, where: str) -> None:

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, final
 
+import torch
 from torch import Tensor
 
 from polytask.task import Task
 
+Augmentation = Callable[[Any, torch.Generator], Any]
+"""(inputs of a batch, generator) -> inputs of the same shapes, random draws from that generator only."""
 
-class Split(NamedTuple):
-    """One part of a data set.
+_GZIP_MAGIC = b"\x1f\x8b"
 
-    Attributes:
-        inputs: a tensor, tuple or dictionary of tensors, N examples along the first dimension.
-        targets: {task: tensor of N targets}.
-    """
 
+class _Part(NamedTuple):
     inputs: Any
     targets: dict[str, Tensor]
+
+
+@final
+class Split(_Part):
+    """One part of a data set: the pair (inputs, targets), and what training does to its batches.
+
+    Args:
+        inputs: a tensor, tuple or dictionary of tensors, N examples along the first dimension.
+        targets: {task: tensor of N targets}.
+        augment: applied to every batch in training, on its device, and never in evaluation; None for nothing.
+
+    >>> inputs, targets = Split(torch.zeros(3, 2), {"left": torch.zeros(3)})
+    """
+
+    augment: Augmentation | None = None
+
+    def __new__(cls, inputs: Any, targets: dict[str, Tensor], augment: Augmentation | None = None) -> Split:
+        split = super().__new__(cls, inputs, targets)
+        split.augment = augment
+        return split
 
 
 class Splits(NamedTuple):
@@ -46,11 +67,26 @@ def as_splits(loaded: Any, name: str) -> Splits:
     if isinstance(loaded, (tuple, list)) and len(loaded) == 3:
         parts = [p for p in loaded if isinstance(p, (tuple, list)) and len(p) == 2 and isinstance(p[1], Mapping)]
         if len(parts) == 3:
-            return Splits(*(Split(inputs, dict(targets)) for inputs, targets in parts))
+            return Splits(*(Split(p[0], dict(p[1]), getattr(p, "augment", None)) for p in parts))
     found = [type(part).__name__ for part in loaded] if isinstance(loaded, (tuple, list)) else type(loaded).__name__
     raise TypeError(
         f"{name}.load() must return train, validation and test parts, each (inputs, {{task: targets}}), found {found}"
     )
+
+
+def shorten(train: Split, size: int | None) -> Split:
+    """The first `size` examples of a training split, all if None; copies, so that the rest can be freed.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    if size is None:
+        return train
+    available = len(train.inputs)
+    if size > available:
+        raise ValueError(f"`train_size` must be at most {available}, the training examples there are, found {size}")
+    kept = {task: target[:size].clone() for task, target in train.targets.items()}
+    return Split(train.inputs[:size].clone(), kept, train.augment)
 
 
 class DataSet(ABC):
@@ -67,10 +103,13 @@ class DataSet(ABC):
     Attributes:
         tasks: what its targets are.
         files: the files it needs below its folder, empty when it needs none.
+        preprocessing: what `load` made of raw examples, in words and numbers, so that a user of the trained network
+            can do the same; JSON values, empty if nothing.
     """
 
     tasks: tuple[Task, ...]
     files: tuple[str, ...] = ()
+    preprocessing: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def load(self) -> Splits:
@@ -87,12 +126,13 @@ class DataSet(ABC):
         return (cls.__doc__ or "").strip().splitlines()[0]
 
 
-def data_folder(folder: str | Path | None, subfolder: str, files: tuple[str, ...]) -> Path:
+def data_folder(folder: str | Path | None, subfolder: str, files: tuple[str, ...], archive: str = "") -> Path:
     """The folder that holds a data set's files.
 
     Looks in `folder` if given, else in ``$POLYTASK_DATA/<subfolder>``, ``$POLYTASK_DATA``,
     ``./data/<subfolder>`` and ``../shared/data/<subfolder>``; each file may also be there with ``.gz``
-    appended or removed.
+    appended or removed. Where the files come in an archive with a folder of its own, `archive`, each place's
+    subfolder of that name is looked into as well.
 
     Raises:
         FileNotFoundError: no place has them all; the message lists the files and where to put them.
@@ -104,6 +144,8 @@ def data_folder(folder: str | Path | None, subfolder: str, files: tuple[str, ...
         places = [Path(root) / subfolder, Path(root)]
     else:
         places = [Path("data") / subfolder, Path("..") / "shared" / "data" / subfolder]
+    if archive:
+        places = [found for place in places for found in (place, place / archive)]
     for place in places:
         if all(_found(place, name) for name in files):
             return place
@@ -123,3 +165,19 @@ def locate(place: Path, name: str) -> Path:
     """The file `name` in `place`, gzipped or not."""
     other = name.removesuffix(".gz") if name.endswith(".gz") else name + ".gz"
     return place / name if (place / name).is_file() else place / other
+
+
+def file_content(path: Path) -> bytearray:
+    """A file's bytes, unpacked if it is gzipped (its content tells, not its name); writable, as torch wants memory.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: its gzip stream is corrupt.
+    """
+    data = path.read_bytes()
+    if data[:2] == _GZIP_MAGIC:
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path}: a gzipped file must be one intact gzip stream, found: {error}") from error
+    return bytearray(data)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import struct
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from polytask.data.base import DataSet, Split, Splits, data_folder, locate
+from polytask.data.base import DataSet, Split, Splits, data_folder, file_content, locate
+from polytask.data.images import UNIT_GREY
 from polytask.errors import at_least
 from polytask.task import classification
 
@@ -25,7 +25,6 @@ MNIST_FILES = (
 )
 DIGIT_SIDE = 28
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTES = 0x08
 _MAX_DIMENSIONS = 8
 
@@ -53,6 +52,7 @@ class MNIST(DataSet):
 
     tasks = (classification("digit", classes=10),)
     files = MNIST_FILES
+    preprocessing: ClassVar[Mapping[str, Any]] = UNIT_GREY
 
     def __init__(self, folder: str | Path | None = None, validation: int = 10_000) -> None:
         at_least("validation", validation, 1)
@@ -89,8 +89,8 @@ def read_mnist(folder: Path, validation: int) -> tuple[RawDigits, RawDigits, Raw
         ValueError: a file is damaged, images and labels do not match, or nothing is left to train on.
     """
     train_images, train_labels, test_images, test_labels = (locate(folder, name) for name in MNIST_FILES)
-    given = _read_pair(train_images, train_labels)
-    test = _read_pair(test_images, test_labels)
+    given = read_digits(train_images, train_labels)
+    test = read_digits(test_images, test_labels)
     kept = len(given.labels) - validation
     if kept < 1:
         raise ValueError(
@@ -129,23 +129,13 @@ def read_idx(path: str | Path) -> Tensor:
     tensor([7, 2, 1], dtype=torch.uint8)
     """
     path = Path(path)
-    data = _content(path)
+    data = file_content(path)
     shape = _shape(data, path)
     start = 4 + 4 * len(shape)
     expected = start + math.prod(shape)
     if len(data) != expected:
         raise ValueError(f"{path}: an IDX file of shape {shape} must be {expected} bytes long, found {len(data)}")
     return torch.frombuffer(data, dtype=torch.uint8, offset=start).reshape(shape)
-
-
-def _content(path: Path) -> bytearray:
-    data = path.read_bytes()
-    if data[:2] == _GZIP_MAGIC:
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path}: a gzipped file must be one intact gzip stream, found: {error}") from error
-    return bytearray(data)  # writable, as torch.frombuffer wants its memory
 
 
 def _shape(data: bytearray, path: Path) -> tuple[int, ...]:
@@ -166,7 +156,12 @@ def _shape(data: bytearray, path: Path) -> tuple[int, ...]:
     return shape
 
 
-def _read_pair(image_path: Path, label_path: Path) -> RawDigits:
+def read_digits(image_path: Path, label_path: Path) -> RawDigits:
+    """Images and their labels, from two of the four files.
+
+    Raises:
+        ValueError: a file is damaged, or images and labels do not match.
+    """
     images, labels = read_idx(image_path), read_idx(label_path).long()
     if images.dim() != 3 or images.shape[1:] != (DIGIT_SIDE, DIGIT_SIDE):
         raise ValueError(

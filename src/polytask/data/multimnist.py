@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from polytask.data.base import DataSet, Split, Splits, data_folder, locate
+from polytask.data.base import DataSet, Split, Splits, data_folder, locate, shorten
 from polytask.data.cache import cached, digest
 from polytask.data.compositing import check_seed, draw_pairs, overlay
+from polytask.data.images import UNIT_GREY
 from polytask.data.mnist import DIGIT_SIDE, MNIST_FILES, MNIST_FOLDER, RawDigits, read_mnist, unit_scale
 from polytask.errors import at_least
 from polytask.task import classification
@@ -60,6 +62,7 @@ class MultiMNIST(DataSet):
 
     tasks = (classification("left", classes=10), classification("right", classes=10))
     files = MNIST_FILES
+    preprocessing: ClassVar[Mapping[str, Any]] = UNIT_GREY
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class MultiMNIST(DataSet):
         else:
             tensors = self._build(folder)
         train, validation, test = (_split(tensors, part) for part in _PARTS)
-        return Splits(self._shorten(train), validation, test)
+        return Splits(shorten(train, self.train_size), validation, test)
 
     def _facts(self, folder: Path) -> dict[str, Any]:
         return {
@@ -111,18 +114,6 @@ class MultiMNIST(DataSet):
             for task, side in zip(_TASKS, rows.unbind(1), strict=True):
                 tensors[f"{part}.{task}"] = digits.labels[side]
         return tensors
-
-    def _shorten(self, train: Split) -> Split:
-        if self.train_size is None:
-            return train
-        available = len(train.inputs)
-        if self.train_size > available:
-            raise ValueError(
-                f"`train_size` must be at most {available}, the training composites there are, found {self.train_size}"
-            )
-        # copies, because a view would keep the whole split in memory
-        kept = {task: target[: self.train_size].clone() for task, target in train.targets.items()}
-        return Split(train.inputs[: self.train_size].clone(), kept)
 
 
 def compose(digits: RawDigits, rows: Tensor) -> Tensor:

@@ -88,6 +88,21 @@ class Model(nn.Module, ABC):
         """Features to the raw outputs (B, C) of one task; `inputs` is None unless `heads_read_inputs`."""
         raise TypeError(f"{type(self).__name__} has no feature boundary: call the model itself")
 
+    def representation(self, task: str, features: Any, inputs: Any) -> Tensor:
+        """What the task's head predicts from, (B, F): the features themselves unless the task adds something.
+
+        Args:
+            task: one of `task_names`.
+            features: what `features` returned.
+            inputs: the raw inputs; None unless `heads_read_inputs`.
+
+        Raises:
+            TypeError: the model has no feature boundary and does not say.
+        """
+        if not self.boundary:
+            raise TypeError(f"{type(self).__name__} must have a feature boundary to tell features, found none")
+        return features
+
     @abstractmethod
     def blocks(self) -> Blocks:
         """Which parameters and modules are whose. Recomputed at each call: parameters may be replaced."""
@@ -123,3 +138,15 @@ def check_heads(heads: Mapping[str, nn.Module]) -> None:
             raise TypeError(f"`heads` must map tasks to modules, found {type(head).__name__} for task `{task}`")
         if hasattr(nn.ModuleDict, task) or task == "training":
             raise ValueError(f"a head's name must not be an attribute of torch's ModuleDict, found `{task}`")
+
+
+def check_same_tasks(name: str, modules: Mapping[str, object], heads: Mapping[str, object]) -> None:
+    """Raises unless `modules`, the argument `name`, has an entry for each head and for nothing else."""
+    if set(modules) != set(heads):
+        raise ValueError(
+            f"every task must have a head and an entry in `{name}`, found {sorted(modules)} in `{name}` and heads for "
+            f"{sorted(heads)}"
+        )
+    for task, module in modules.items():
+        if not isinstance(module, nn.Module) and not isinstance(module, list):
+            raise TypeError(f"`{name}` must map tasks to modules, found {type(module).__name__} for task `{task}`")

@@ -1,8 +1,18 @@
 """Reports: a comparison as tables, charts and one page that needs no network."""
 
+from polytask.reports.front import front_markdown, front_terminal, write_front
 from polytask.reports.page import write
 from polytask.reports.plots import learning_curves_png
 from polytask.reports.summary import summarize
 from polytask.reports.tables import markdown, terminal_table
 
-__all__ = ["learning_curves_png", "markdown", "summarize", "terminal_table", "write"]
+__all__ = [
+    "front_markdown",
+    "front_terminal",
+    "learning_curves_png",
+    "markdown",
+    "summarize",
+    "terminal_table",
+    "write",
+    "write_front",
+]

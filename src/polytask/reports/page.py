@@ -50,6 +50,7 @@ def write(
     reference: str | None = None,
     sweep: Sequence[str] = (),
     title: str | None = None,
+    extra: str = "",
 ) -> Path:
     """Writes ``report.html``, ``table.csv`` and ``table.md``, each complete or not at all.
 
@@ -60,6 +61,7 @@ def write(
         reference: the method that verdicts compare with; None looks for one called ``joint``.
         sweep: the methods that are fixed weights, of which the table shows the chosen ones.
         title: the page's heading.
+        extra: sections of HTML for the page alone, put first.
 
     Returns:
         The path of ``report.html``.
@@ -70,32 +72,45 @@ def write(
     summary = summarize(records, baseline, reference, sweep)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    _write(target / "table.csv", csv_text(summary))
-    _write(target / "table.md", markdown(records, baseline, reference, sweep))
-    _write(target / "report.html", html(summary, title))
+    write_file(target / "table.csv", csv_text(summary))
+    write_file(target / "table.md", markdown(records, baseline, reference, sweep))
+    write_file(target / "report.html", html(summary, title, extra))
     return target / "report.html"
 
 
-def html(summary: Summary, title: str | None = None) -> str:
+def html(summary: Summary, title: str | None = None, extra: str = "") -> str:
     """The page of a comparison, complete with plotly.js.
 
     Args:
         summary: see `polytask.reports.summary.summarize`.
         title: its heading; None makes one from the methods.
+        extra: sections of HTML, put first.
     """
     heading = title or _title(summary)
     drawn = charts(summary)
     body = "\n".join([
         f"<header><h1>{escape(heading)}</h1>{_compared(summary)}</header>",
         "<main>",
+        extra,
         _tables(summary),
         _failures(summary),
-        _legend(summary, drawn),
+        legend(names(summary), drawn),
         *_sections(drawn, single=len(summary.runs) == 1),
         _notes(summary),
         _settings(summary),
         "</main>",
     ])  # fmt: skip
+    return document(heading, body, drawn)
+
+
+def document(heading: str, body: str, drawn: Sequence[Chart]) -> str:
+    """A whole page that needs no network.
+
+    Args:
+        heading: its title, as plain text.
+        body: HTML with a place for every chart, see `figure`.
+        drawn: the charts.
+    """
     return "\n".join([
         "<!DOCTYPE html>",
         '<html lang="en">',
@@ -126,7 +141,8 @@ def _asset(name: str) -> str:
     return (resources.files("polytask.reports") / name).read_text(encoding="utf-8")
 
 
-def _write(path: Path, text: str) -> None:
+def write_file(path: Path, text: str) -> None:
+    """Writes a file, complete or not at all."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -137,13 +153,14 @@ def _write(path: Path, text: str) -> None:
 
 def _title(summary: Summary) -> str:
     tasks = [task["name"] for task in summary.tasks]
-    on = " and ".join(tasks) if 0 < len(tasks) <= 2 else _plural(len(tasks), "task")
+    on = " and ".join(tasks) if 0 < len(tasks) <= 2 else plural(len(tasks), "task")
     if len(summary.methods) == 1:
         return f"{summary.methods[0].name} on {on}"
     return f"{len(summary.methods)} methods on {on}"
 
 
-def _plural(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
+    """A count and its noun."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
@@ -152,7 +169,7 @@ def _compared(summary: Summary) -> str:
     runs = summary.runs
     done = [run for run in runs if run.state == "done"]
     facts = [("Tasks", ", ".join(_task(task) for task in summary.tasks) or "none recorded")]
-    data = dict.fromkeys(text for run in runs if (text := _data(run)))
+    data = dict.fromkeys(text for run in runs if (text := data_of(run)))
     if data:
         facts.append(("Data", "; ".join(data)))
     if len(summary.methods) > 1:
@@ -165,11 +182,13 @@ def _compared(summary: Summary) -> str:
         early = sum(bool(run.stopped) for run in done)
         span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
         facts.append(("Epochs trained", span + (f" ({early} of {len(done)} runs stopped early)" if early else "")))
-        facts.append(("Training time", f"{_duration(sum(run.seconds for run in done))} over the finished runs"))
-    return f'<dl class="facts">{_facts(facts)}</dl>'
+        facts.append(("Training time", f"{duration(sum(run.seconds for run in done))} over the finished runs"))
+    return f'<dl class="facts">{facts_list(facts)}</dl>'
 
 
-def _facts(facts: Sequence[tuple[str, str]]) -> str:
+def facts_list(facts: Sequence[tuple[str, str]]) -> str:
+    """Names and what is to be said of each, for a ``<dl>``."""
+
     def wide(text: str) -> str:
         return ' class="wide"' if len(text) > 70 else ""
 
@@ -188,22 +207,25 @@ def _task(task: dict[str, Any]) -> str:
     return f"{task['name']} ({task.get('kind', 'task')}, {task['metric']}{suffix})"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, or minutes, or hours."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _config(run: RunRecord) -> str:
+def config_of(run: RunRecord) -> str:
+    """The text of a run's configuration, "" if there is none."""
     path = None if run.folder is None else run.folder / "config.yaml"
     return path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
 
 
-def _data(run: RunRecord) -> str:
+def data_of(run: RunRecord) -> str:
+    """A run's data set in words, "" if it is unknown."""
     import yaml
 
     try:
-        config = yaml.safe_load(_config(run))
+        config = yaml.safe_load(config_of(run))
     except yaml.YAMLError:
         return ""
     data = config.get("data") if isinstance(config, dict) else None
@@ -266,11 +288,12 @@ def _table(caption: str, key: str, rows: Sequence[str], columns: Sequence[Column
 
 
 def _row_head(name: str, number: int | None) -> str:
-    chip = "" if number is None else _chip(number)
-    return f'<th scope="row"><span class="name">{chip}<span>{escape(name)}</span></span></th>'
+    mark = "" if number is None else chip(number)
+    return f'<th scope="row"><span class="name">{mark}<span>{escape(name)}</span></span></th>'
 
 
-def _chip(number: int) -> str:
+def chip(number: int) -> str:
+    """The mark by which the charts know method `number`."""
     colour, dash, _ = style(number)
     pattern = {"solid": "", "dash": "6 3", "dot": "2 3", "dashdot": "6 3 2 3"}[dash]
     return (
@@ -297,16 +320,16 @@ def _failures(summary: Summary) -> str:
     )
 
 
-def _legend(summary: Summary, drawn: Sequence[Chart]) -> str:
+def legend(methods: Sequence[str], drawn: Sequence[Chart]) -> str:
     """One legend for all charts, whose entries switch a method off and on in every one of them."""
     if not drawn:
         return ""
     empty = "<noscript><p>The charts need JavaScript; the tables do not.</p></noscript>"
-    if len(summary.methods) < 2:
+    if len(methods) < 2:
         return empty
     buttons = "".join(
-        f'<button type="button" aria-pressed="true" data-method="{i}">{_chip(i)}<span>{escape(m.name)}</span></button>'
-        for i, m in enumerate(summary.methods)
+        f'<button type="button" aria-pressed="true" data-method="{i}">{chip(i)}<span>{escape(name)}</span></button>'
+        for i, name in enumerate(methods)
     )
     label = '<span class="label">Methods in the charts</span>'
     return f'{empty}<div class="legend" role="group" aria-label="Methods in the charts">{label}{buttons}</div>'
@@ -322,7 +345,7 @@ def _sections(drawn: Sequence[Chart], *, single: bool) -> Iterable[str]:
             f'<section aria-labelledby="{key}"><h2 id="{key}">{section}</h2>'
             f'<p class="hint">{_introduction(section, single)}</p>{stripes}{switch}'
             f'<div class="charts{" small" if section == "Decision regions" else ""}">'
-            f"{''.join(map(_chart, shown))}</div></section>"
+            f"{''.join(map(figure, shown))}</div></section>"
         )
 
 
@@ -339,7 +362,8 @@ _SWITCH = (
 )
 
 
-def _chart(chart: Chart) -> str:
+def figure(chart: Chart) -> str:
+    """The place of a chart."""
     classes = ' class="wide"' if chart.wide else ""
     method = "" if chart.method is None else f' data-only="{chart.method}"'
     return (
@@ -365,16 +389,16 @@ def _settings(summary: Summary) -> str:
     configs = "".join(_details(method) for method in summary.every)
     return (
         '<section aria-labelledby="h-settings"><h2 id="h-settings">Settings</h2>'
-        f'<dl class="facts">{_facts(facts)}</dl>{_every_run(summary)}{configs}</section>'
+        f'<dl class="facts">{facts_list(facts)}</dl>{_every_run(summary)}{configs}</section>'
     )
 
 
 def _details(method: Method) -> str:
-    run = next((run for run in method.runs if _config(run)), None)
+    run = next((run for run in method.runs if config_of(run)), None)
     if run is None:
         return ""
     label = f"Settings of {method.name}, seed {run.seed}"
-    return f"<details><summary>{escape(label)}</summary><pre tabindex='0'>{escape(_config(run))}</pre></details>"
+    return f"<details><summary>{escape(label)}</summary><pre tabindex='0'>{escape(config_of(run))}</pre></details>"
 
 
 def _every_run(summary: Summary) -> str:

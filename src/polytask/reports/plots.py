@@ -232,17 +232,17 @@ def _line(
         "mode": "lines" if len(values) > 1 else "markers",
         "name": label,
         "x": [epochs[i] for i in kept],
-        "y": [_short(values[i]) for i in kept],
+        "y": [short(values[i]) for i in kept],
         "line": {"color": colour, "dash": dash, "width": 1 if thin else 2.2},
         "marker": {"color": colour, "size": 7},
         "opacity": 0.35 if thin else 1,
-        "meta": {"method": curve.number, "seconds": [_short(seconds[i]) for i in kept]},
+        "meta": {"method": curve.number, "seconds": [short(seconds[i]) for i in kept]},
         "hovertemplate": "%{fullData.name}<br>%{x}: %{y}<extra></extra>",
     }
 
 
-def _short(value: float) -> float | None:
-    # six figures are more than a screen shows, and keep the page small; JSON has no NaN
+def short(value: float) -> float | None:
+    """A number as a chart needs it: six figures are more than a screen shows; JSON has no NaN."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
@@ -255,7 +255,7 @@ def _learning(summary: Summary, curves: Sequence[_Curves]) -> Iterator[Chart]:
         for curve in curves:
             data += _lines(curve, column, most)
         yaxis = {"type": "log", **_log_ticks(data)} if logarithmic else {"type": "linear"}
-        layout = _layout(xaxis={"title": {"text": "epoch"}}, yaxis=yaxis)
+        layout = chart_layout(xaxis={"title": {"text": "epoch"}}, yaxis=yaxis)
         layout["meta"] = {"stripes": stripes}
         shown = ", ".join(curve.method.name for curve in curves)
         about = f"Lines of {title} over training, one colour a method: {shown}."
@@ -272,7 +272,7 @@ def _log_ticks(data: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _lines(curve: _Curves, column: str, most: int) -> Iterator[dict[str, Any]]:
-    name = _tag(curve.method.name)
+    name = tag(curve.method.name)
     tables = {seed: table for seed, table in curve.tables.items() if column in table}
     for seed, table in tables.items() if len(tables) > 1 else ():
         points = (table.index.tolist(), _clock(table).tolist(), table[column].tolist())
@@ -327,13 +327,13 @@ def _phases(curves: Sequence[_Curves]) -> Iterator[Chart]:
     for i, phase in enumerate(phases):
         spans = [(r, s) for r, (_, row) in enumerate(shown) for s in _spans(row) if s[2] == phase]
         data.append({
-            "type": "bar", "orientation": "h", "name": _tag(phase), "showlegend": True,
+            "type": "bar", "orientation": "h", "name": tag(phase), "showlegend": True,
             "y": [r for r, _ in spans], "x": [s[1] - s[0] for _, s in spans], "base": [s[0] + 0.5 for _, s in spans],
             "marker": {"color": colours[i % len(colours)], "line": {"width": 0}}, "width": 0.7,
             "hovertemplate": "%{fullData.name}: %{x} epochs<extra></extra>",
         })  # fmt: skip
     last = max(len(row) for _, row in shown)
-    layout = _layout(
+    layout = chart_layout(
         xaxis={"title": {"text": "epoch"}, "range": [0.5, last + 0.5]},
         yaxis={"tickmode": "array", "tickvals": list(range(len(rows))), "ticktext": rows, "autorange": "reversed"},
         barmode="overlay", bargap=0, showlegend=True,
@@ -355,8 +355,8 @@ def _results(summary: Summary) -> Iterator[Chart]:
         if not data:
             continue
         rows = [_label(method.name) for method in summary.methods]
-        layout = _layout(
-            xaxis={"title": {"text": f"{_tag(figure.name)} ({figure.direction})"}, "nticks": 6},
+        layout = chart_layout(
+            xaxis={"title": {"text": f"{tag(figure.name)} ({figure.direction})"}, "nticks": 6},
             yaxis={"tickmode": "array", "tickvals": list(range(len(rows))), "ticktext": rows,
                    "range": [len(rows) - 0.4, -0.6]},
         )  # fmt: skip
@@ -372,14 +372,14 @@ def _dots(summary: Summary, figure: Figure, number: int, method: Method) -> Iter
     finite = [(seed, value) for seed, value in runs if value is not None and math.isfinite(value)]
     if len(finite) > 1:
         yield {
-            "type": "scatter", "mode": "markers", "name": _tag(method.name), "x": [v for _, v in finite],
+            "type": "scatter", "mode": "markers", "name": tag(method.name), "x": [v for _, v in finite],
             "y": [number + 0.22] * len(finite), "text": [f"seed {seed}" for seed, _ in finite],
             "marker": {"color": colour, "size": 5, "opacity": 0.6}, "meta": {"method": number},
             "hovertemplate": "%{fullData.name}, %{text}: %{x}<extra></extra>",
         }  # fmt: skip
     if estimate.mean is not None:
         yield {
-            "type": "scatter", "mode": "markers", "name": _tag(method.name), "x": [estimate.mean], "y": [number],
+            "type": "scatter", "mode": "markers", "name": tag(method.name), "x": [estimate.mean], "y": [number],
             "error_x": {"type": "data", "array": [estimate.spread or 0.0], "color": colour, "width": 4,
                         "thickness": 1.6, "visible": estimate.spread is not None},
             "marker": {"color": colour, "size": 10, "symbol": symbol}, "meta": {"method": number},
@@ -397,9 +397,9 @@ def _tradeoff(summary: Summary) -> Iterator[Chart]:
     if not data:
         return
     data = [*_fixed_weights(summary), *data]
-    layout = _layout(
-        xaxis={"title": {"text": f"{_tag(first.task)}: {_tag(first.name)} ({first.direction})"}, "nticks": 7},
-        yaxis={"title": {"text": f"{_tag(second.task)}: {_tag(second.name)} ({second.direction})", "standoff": 14}},
+    layout = chart_layout(
+        xaxis={"title": {"text": f"{tag(first.task)}: {tag(first.name)} ({first.direction})"}, "nticks": 7},
+        yaxis={"title": {"text": f"{tag(second.task)}: {tag(second.name)} ({second.direction})", "standoff": 14}},
     )
     title = f"{first.task} against {second.task} ({summary.split})"
     about = f"Scatter of {first.key} against {second.key}: small marks are runs, large ones means with spread."
@@ -416,7 +416,7 @@ def _fixed_weights(summary: Summary) -> Iterator[dict[str, Any]]:
     if shown:
         yield {
             "type": "scatter", "mode": "markers", "name": "fixed weights", "x": [v[0] for _, v in shown],
-            "y": [v[1] for _, v in shown], "text": [_tag(name) for name, _ in shown],
+            "y": [v[1] for _, v in shown], "text": [tag(name) for name, _ in shown],
             "marker": {"color": "#888888", "size": 7, "symbol": "x-thin", "line": {"width": 1.6, "color": "#888888"}},
             "hovertemplate": "%{text}, mean<br>%{x}, %{y}<extra></extra>",
         }  # fmt: skip
@@ -429,7 +429,7 @@ def _points(summary: Summary, number: int, method: Method) -> Iterator[dict[str,
     finite = [(s, v) for s, v in rows if all(x is not None and math.isfinite(x) for x in v)]
     if len(finite) > 1:
         yield {
-            "type": "scatter", "mode": "markers", "name": _tag(method.name), "x": [v[0] for _, v in finite],
+            "type": "scatter", "mode": "markers", "name": tag(method.name), "x": [v[0] for _, v in finite],
             "y": [v[1] for _, v in finite], "text": [f"seed {s}" for s, _ in finite],
             "marker": {"color": colour, "size": 6, "opacity": 0.5, "symbol": symbol}, "meta": {"method": number},
             "hovertemplate": "%{fullData.name}, %{text}<br>%{x}, %{y}<extra></extra>",
@@ -438,7 +438,7 @@ def _points(summary: Summary, number: int, method: Method) -> Iterator[dict[str,
     if x.mean is not None and y.mean is not None:
         bars = {"type": "data", "color": colour, "thickness": 1.4, "width": 4}
         yield {
-            "type": "scatter", "mode": "markers", "name": _tag(method.name), "x": [x.mean], "y": [y.mean],
+            "type": "scatter", "mode": "markers", "name": tag(method.name), "x": [x.mean], "y": [y.mean],
             "error_x": {**bars, "array": [x.spread or 0.0], "visible": x.spread is not None},
             "error_y": {**bars, "array": [y.spread or 0.0], "visible": y.spread is not None},
             "marker": {"color": colour, "size": 12, "symbol": symbol}, "meta": {"method": number},
@@ -485,7 +485,7 @@ def _region(arrays: dict[str, np.ndarray], task: dict[str, Any]) -> tuple[list[d
     values = np.asarray(arrays[task["name"]], dtype=float).reshape(len(ys), len(xs))
     area, marks, low, high = _region_colours(values, task)
     data: list[dict[str, Any]] = [{
-        "type": "heatmap", "x": [_short(float(v)) for v in xs], "y": [_short(float(v)) for v in ys],
+        "type": "heatmap", "x": [short(float(v)) for v in xs], "y": [short(float(v)) for v in ys],
         "z": values.astype(np.float32), "zmin": low, "zmax": high, "colorscale": area,
         "showscale": task.get("kind") == "regression",
         "colorbar": {"thickness": 10, "len": 0.9, "outlinewidth": 0},
@@ -504,7 +504,7 @@ def _region(arrays: dict[str, np.ndarray], task: dict[str, Any]) -> tuple[list[d
         })  # fmt: skip
     x_axis = {"range": [float(xs[0]), float(xs[-1])], "constrain": "domain", "nticks": 5}
     y_axis = {"range": [float(ys[0]), float(ys[-1])], "constrain": "domain", "nticks": 5, "scaleanchor": "x"}
-    return data, _layout(xaxis=x_axis, yaxis=y_axis)
+    return data, chart_layout(xaxis=x_axis, yaxis=y_axis)
 
 
 def _region_colours(values: np.ndarray, task: dict[str, Any]) -> tuple[Any, Any, float, float]:
@@ -528,7 +528,8 @@ def _steps(classes: int) -> list[list[Any]]:
     return [[edge, colour] for low, high, colour in edges for edge in (low, high)]
 
 
-def _layout(**extra: Any) -> dict[str, Any]:
+def chart_layout(**extra: Any) -> dict[str, Any]:
+    """Plotly's layout with what all charts share."""
     axis = {"automargin": True, "zeroline": False}
     layout: dict[str, Any] = {
         "margin": {"l": 8, "r": 12, "t": 8, "b": 8},
@@ -538,17 +539,17 @@ def _layout(**extra: Any) -> dict[str, Any]:
     return layout | extra | {name: axis | extra.get(name, {}) for name in ("xaxis", "yaxis")}
 
 
-def _tag(text: str) -> str:
-    # plotly reads a subset of HTML in its labels
+def tag(text: str) -> str:
+    """A text for a label: plotly reads a subset of HTML there."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _label(name: str, length: int = 22) -> str:
     """A method's name short enough for an axis; names that differ often do so at an end, so both ends stay."""
     if len(name) <= length:
-        return _tag(name)
+        return tag(name)
     half = (length - 1) // 2
-    return _tag(f"{name[: length - 1 - half]}…{name[-half:]}")
+    return tag(f"{name[: length - 1 - half]}…{name[-half:]}")
 
 
 def page_json(drawn: Sequence[Chart]) -> str:

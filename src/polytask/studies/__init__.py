@@ -2,10 +2,12 @@
 
 from polytask.studies.compare import Comparison, compare, read_comparison
 from polytask.studies.executors import StudyInterrupted
-from polytask.studies.run import load, run
+from polytask.studies.front import Front, front, read_front
+from polytask.studies.run import load, run, trained
+from polytask.studies.sparsify import Sparsified, read_sparsified, sparsify
 from polytask.studies.store import RunRecord, read_record, read_study
 
 __all__ = [
-    "Comparison", "RunRecord", "StudyInterrupted", "compare", "load", "read_comparison", "read_record",
-    "read_study", "run",
+    "Comparison", "Front", "RunRecord", "Sparsified", "StudyInterrupted", "compare", "front", "load",
+    "read_comparison", "read_front", "read_record", "read_sparsified", "read_study", "run", "sparsify", "trained",
 ]  # fmt: skip

@@ -117,7 +117,7 @@ def plan(
     stored = content.pop("weights", None)
     count = stored if weights is None else weights
     chosen = content.pop("seeds", [content.get("seed", 0)])
-    chosen = _checked_seeds(chosen if seeds is None else seeds)
+    chosen = checked_seeds(chosen if seeds is None else seeds)
     changes = _changes(own, methods)
     listed = methods is not None or not isinstance(own, Mapping) or count is not None
     beside = companions(content, changes) if listed else {}
@@ -201,7 +201,7 @@ def compare(
     todo = list(made.jobs(target))
     for job in todo if not overwrite else ():
         check_same(job.folder, job.config)
-    _check_data(job for job in todo if not finished(job.folder))
+    check_data(job for job in todo if not finished(job.folder))
     probe(target)
     _write(made, target)
     records = run_all(todo, jobs=jobs, overwrite=overwrite, progress=progress)
@@ -253,7 +253,7 @@ def _method(name: str, base: spec.Config, change: Any, overrides: spec.Overrides
     return resolved
 
 
-def _check_data(todo: Iterable[Job]) -> None:
+def check_data(todo: Iterable[Job]) -> None:
     """Loads every data set once, so that missing files are told before anything is written."""
     known: list[Any] = []
     for job in todo:
@@ -263,7 +263,8 @@ def _check_data(todo: Iterable[Job]) -> None:
             as_splits(built.data.load(), type(built.data).__name__)
 
 
-def _checked_seeds(seeds: Any) -> list[int]:
+def checked_seeds(seeds: Any) -> list[int]:
+    """The seeds of a study; raises `ValueError` unless they are different whole numbers of at least 0."""
     if not isinstance(seeds, Sequence) or not seeds or not all(type(s) is int and s >= 0 for s in seeds):
         raise ValueError(f"`seeds` must be a list of at least one whole number, each at least 0, found {seeds!r}")
     if len(set(seeds)) < len(seeds):

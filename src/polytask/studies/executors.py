@@ -51,11 +51,13 @@ class Job:
         method: the name it is listed under.
         config: its resolved configuration.
         folder: its run folder.
+        after: the run folder of the job that must end before this one begins, None if it may begin at once.
     """
 
     method: str
     config: Mapping[str, Any]
     folder: Path
+    after: Path | None = None
 
 
 def run_all(
@@ -63,7 +65,8 @@ def run_all(
 ) -> list[RunRecord]:
     """Makes every run, several at a time, each in a process of its own.
 
-    A run that fails is recorded as failed and does not stop the others.
+    A run that fails is recorded as failed and does not stop the others. Jobs that wait for others are made in rounds:
+    all that wait for nothing, then those that waited for these, and so on.
 
     Args:
         todo: the runs; finished ones are read, not repeated.
@@ -75,15 +78,16 @@ def run_all(
         Their records, in the order of `todo`.
 
     Raises:
-        ValueError: `jobs` is below 1.
+        ValueError: `jobs` is below 1, or a job waits for one that is not listed before it.
         StudyInterrupted: Ctrl-C or SIGTERM; workers leave checkpoints first.
     """
     count = _default_jobs(todo) if jobs is None else jobs
     at_least("jobs", count, 1)
+    rounds = _rounds(todo)
     records: dict[int, RunRecord] = {}
     try:
         with _stoppable(todo), _Display(todo, progress) as display:
-            for index, record in _results(todo, min(count, len(todo)), overwrite):
+            for index, record in _results(todo, rounds, min(count, len(todo)), overwrite):
                 records[index] = record
                 display.finished(record, len(records))
     except Interrupted as interrupted:
@@ -100,7 +104,22 @@ def _default_jobs(todo: Sequence[Job]) -> int:
     return max(1, cpu_count() // threads)
 
 
-def _results(todo: Sequence[Job], jobs: int, overwrite: bool) -> Iterator[tuple[int, RunRecord]]:
+def _rounds(todo: Sequence[Job]) -> list[list[int]]:
+    """The jobs' numbers, by how many others they wait for in a row."""
+    depths: dict[Path, int] = {}
+    for job in todo:
+        if job.after is not None and job.after not in depths:
+            raise ValueError(f"a job must wait for one listed before it, found `{job.method}` after {job.after}")
+        depths[job.folder] = 0 if job.after is None else depths[job.after] + 1
+    rounds: list[list[int]] = [[] for _ in range(max(depths.values(), default=-1) + 1)]
+    for index, job in enumerate(todo):
+        rounds[depths[job.folder]].append(index)
+    return rounds
+
+
+def _results(
+    todo: Sequence[Job], rounds: Sequence[Sequence[int]], jobs: int, overwrite: bool
+) -> Iterator[tuple[int, RunRecord]]:
     if jobs <= 1:
         for index, job in enumerate(todo):
             yield index, _one(job, overwrite)
@@ -111,7 +130,8 @@ def _results(todo: Sequence[Job], jobs: int, overwrite: bool) -> Iterator[tuple[
         # one run at a time is handed to each process: a worker that outlives its parent then has none queued
         settings: dict[str, Any] = {"batch_size": 1, "pre_dispatch": jobs}  # joblib annotates both as str
         pool: Any = Parallel(n_jobs=jobs, return_as="generator_unordered", **settings)
-        yield from pool(delayed(_worker)(i, job, overwrite, os.getpid()) for i, job in enumerate(todo))
+        for numbers in rounds:
+            yield from pool(delayed(_worker)(i, todo[i], overwrite, os.getpid()) for i in numbers)
 
 
 def _worker(index: int, job: Job, overwrite: bool, parent: int) -> tuple[int, RunRecord]:

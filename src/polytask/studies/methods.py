@@ -190,7 +190,7 @@ def _pairs(item: Any, own: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _slot(name: str) -> str | None:
     """Which setting of the trainer a class of ours by that name goes into."""
     cls = spec.our_classes().get(name)
-    if cls is None:
+    if cls is None or inspect.isabstract(cls):
         return None
     return "balancer" if issubclass(cls, Balancer) else "schedule" if issubclass(cls, Schedule) else None
 

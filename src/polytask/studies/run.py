@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +17,15 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from polytask.batch import map_inputs
 from polytask.callback import Callback, UpdateInfo
 from polytask.data.accept import as_source
+from polytask.data.arrays import as_tensors
 from polytask.data.base import Split, Splits, as_splits
-from polytask.errors import nearest
+from polytask.errors import nearest, one_of
+from polytask.export import FORMATS, SUFFIX, export
 from polytask.models.base import Model
+from polytask.sparsity.compact import rebuild
 from polytask.studies import spec
 from polytask.studies.store import (
     LOCK,
@@ -43,13 +47,17 @@ from polytask.training.trainer import Trainer
 
 logger = logging.getLogger("polytask")
 
+Maker = Callable[[spec.Config, Path, Sequence[Callback]], spec.Built]
+
 CHECKPOINT_SECONDS = 5.0
 RECORD_SECONDS = 1.0
 GRID = 121
 POINTS = 500
+LAYOUT = "layout.json"
+"""Sizes of the layers of a compact network, see `polytask.sparsity.compact.rebuild`."""
 FILES = (
     "config.yaml", "run.json", "history.csv", "weights.safetensors", "tasks.json", "last.ckpt",
-    "interrupted.ckpt", "regions.npz", LOCK,
+    "interrupted.ckpt", "regions.npz", LAYOUT, LOCK,
 )  # fmt: skip
 
 
@@ -60,8 +68,9 @@ def run(
     overrides: spec.Overrides = (),
     method: str = "",
     overwrite: bool = False,
-    progress: bool = False,
+    progress: bool | Progress = False,
     wait: float = 0.0,
+    make: Maker = spec.build,
 ) -> RunRecord:
     """Trains a configuration, evaluates it on validation and test data, and records all in `folder`.
 
@@ -77,8 +86,11 @@ def run(
         overrides: values that win over the configuration's, see `polytask.studies.spec.resolve`.
         method: the name under which a comparison lists the run; the folder's name if empty.
         overwrite: start afresh where the folder holds a run of another configuration.
-        progress: show a display on a terminal.
+        progress: show a display on a terminal; or the display.
         wait: seconds to wait for another process that works in the folder.
+        make: makes the objects from the resolved configuration, the folder and the callbacks to add; a study whose
+            stages build on one another adds to what `polytask.studies.spec.build` makes. What it adds must follow
+            from what is on disk, or a resumed run would be another.
 
     Returns:
         The record, also in ``run.json``. A run that breaks during training is recorded as failed, with its
@@ -96,10 +108,14 @@ def run(
     if (old := ranks.once(lambda: _old(target, resolved))) is not None:
         return old
     record = RunRecord(method or target.name, resolved["seed"], "running", folder=target)
-    with _threads(resolved["threads"]):
-        keeper = _Keeper(record, Progress() if progress and ranks.first else None)
-        built = spec.build(resolved, target, [keeper])
-        splits = _splits(built)  # first: without its files nothing must be written
+    with threads(resolved["threads"]):
+        display = progress if isinstance(progress, Progress) else Progress() if progress else None
+        keeper = _Keeper(record, display if ranks.first else None)
+        built = make(resolved, target, [keeper])
+        record.start = built.start
+        if built.start:
+            keeper.start = built.start
+        splits = splits_of(built)  # first: without its files nothing must be written
         with ExitStack() as held:
 
             def occupy() -> RunRecord | None:
@@ -129,7 +145,8 @@ def _occupied(folder: Path, resolved: spec.Config, overwrite: bool) -> RunRecord
     return None
 
 
-def _splits(built: spec.Built) -> Splits:
+def splits_of(built: spec.Built) -> Splits:
+    """The data of a run, read or made."""
     return as_splits(built.data.load(), type(built.data).__name__)
 
 
@@ -139,9 +156,24 @@ def finished(folder: Path) -> bool:
 
 
 def different(folder: Path, resolved: Mapping[str, Any]) -> list[str]:
-    """How the configuration stored in `folder`, if any, differs from this one."""
+    """How the configuration stored in `folder`, if any, differs from this one.
+
+    Weights to start from are the same where their content is, wherever they lie.
+    """
     path = folder / "config.yaml"
-    return spec.differences(spec.read_config(path), resolved) if path.is_file() else []
+    if not path.is_file():
+        return []
+    before, now = spec.read_config(path), dict(resolved)
+    starts = before.pop("start", None), now.pop("start", None)
+    return [*spec.differences(before, now), *_other_start(folder, *starts)]
+
+
+def _other_start(folder: Path, before: str | None, now: str | None) -> list[str]:
+    begun = read_record(folder).start if (folder / "run.json").is_file() else ""
+    found = "" if now is None else spec.digest(now)
+    if begun and found:
+        return [] if begun == found else [f"start: other weights than now in {now}"]
+    return spec.differences(before, now, "start")
 
 
 def check_same(folder: Path, resolved: Mapping[str, Any]) -> None:
@@ -193,8 +225,21 @@ def load(folder: str | Path, *, model: Model | None = None, tasks: Sequence[Task
             raise ValueError("`model` and `tasks` must be given together, found one of them")
         trainer = Trainer(model, tasks, progress=False)
     else:
-        trainer = spec.build(_stored(target)).trainer
+        trainer = rebuilt(target).trainer
     return _filled(trainer, target)
+
+
+def trained(folder: str) -> Model:
+    """The network of a run folder, for configurations that need a trained one, such as a teacher.
+
+    Args:
+        folder: the run folder, as for `load`.
+
+    Raises:
+        FileNotFoundError: the folder holds no weights or no configuration.
+        ValueError: its files are damaged.
+    """
+    return load(folder).model
 
 
 def evaluate_run(folder: str, split: str = "test") -> dict[str, float]:
@@ -210,19 +255,65 @@ def evaluate_run(folder: str, split: str = "test") -> dict[str, float]:
     """
     if split not in Splits._fields:
         raise ValueError(f"unknown split `{split}`: {nearest(split, Splits._fields)}")
-    config = _stored(Path(folder))
-    with _threads(config["threads"]):
-        built = spec.build(config)
-        return _filled(built.trainer, Path(folder)).evaluate(getattr(_splits(built), split))
+    config = stored(Path(folder))
+    with threads(config["threads"]):
+        built = rebuilt(Path(folder))
+        return _filled(built.trainer, Path(folder)).evaluate(getattr(splits_of(built), split))
 
 
-def _stored(folder: Path) -> spec.Config:
+def export_run(folder: str, format: str = "onnx", out: str | None = None) -> Path:
+    """Writes a trained run's network as a file for other programs; see `polytask.export.export`.
+
+    Args:
+        folder: the run folder, of a compact network or any other.
+        format: ``onnx`` or ``torch``.
+        out: the file; ``model.onnx`` or ``model.pt2`` in the run folder if None.
+
+    Returns:
+        The file's path; ``<path>.json`` beside it tells inputs, outputs, classes and preprocessing.
+
+    Raises:
+        FileNotFoundError: there is no such run, or its data set's files are missing (an example is needed).
+        ValueError: an unknown format, damaged files, or a file whose outputs are not the network's; it is deleted.
+        ModuleNotFoundError: the packages for ``onnx`` are not installed.
+    """
+    place = Path(folder)
+    one_of("format", format, FORMATS)
+    with threads(stored(place)["threads"]):
+        built = rebuilt(place)
+        trainer = _filled(built.trainer, place)
+        example = map_inputs(lambda tensor: tensor[:2], as_tensors(splits_of(built).validation.inputs))
+        return export(
+            trainer.model, place / f"model{SUFFIX[format]}" if out is None else out, format,
+            list(trainer.tasks.values()), example=example, preprocessing=built.data.preprocessing,
+        )  # fmt: skip
+
+
+def rebuilt(folder: Path) -> spec.Built:
+    """The objects of a run folder with fresh weights, smaller where it holds a compact network."""
+    path = folder / LAYOUT
+    if not path.is_file():
+        return spec.build(stored(folder) | {"start": None})  # its own weights follow
+    try:
+        layout = json.loads(path.read_text())
+        return spec.build(stored(folder) | {"start": None}, adapt=lambda model: rebuild(model, layout))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} must be the layout of its network, found a damaged one ({error})") from error
+
+
+def stored(folder: Path) -> spec.Config:
+    """The configuration of a run folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or it is not a run's.
+        ValueError: the configuration is damaged.
+    """
     path = folder / "config.yaml"
     if not folder.is_dir():
         raise FileNotFoundError(f"a run folder must exist, found none at {folder}")
-    if (folder / "study.json").is_file():
+    if any((folder / name).is_file() for name in ("study.json", "front.json")):
         runs = sorted(str(found.parent.relative_to(folder)) for found in folder.rglob("run.json"))
-        raise FileNotFoundError(f"{folder} must be the folder of one run, found a comparison's: name one of {runs[:3]}")
+        raise FileNotFoundError(f"{folder} must be the folder of one run, found a study's: name one of {runs[:3]}")
     if not path.is_file():
         raise FileNotFoundError(
             f"a run folder must hold config.yaml, found none in {folder} (polytask.load can be given a model and "
@@ -271,6 +362,9 @@ class _Keeper(Callback):
         self._saved = self._written = time.monotonic()
         self.cached: set[str] = set()
 
+    start: str
+    """Set, where the run starts from other weights, to their digest: callbacks are part of a fingerprint."""
+
     def state_dict(self) -> dict[str, Any]:
         return {"cached": sorted(self.cached)}
 
@@ -317,7 +411,7 @@ def _guarded(built: spec.Built, splits: Splits, record: RunRecord) -> None:
     """Carries the run out; what breaks it is recorded."""
     assert record.folder is not None
     record.tasks = [task.describe() for task in built.data.tasks]
-    record.versions = _versions()
+    record.versions = versions()
     record.started = datetime.now(UTC).isoformat(timespec="seconds")
     first = built.trainer.ranks.first
     if first:
@@ -339,7 +433,7 @@ def _guarded(built: spec.Built, splits: Splits, record: RunRecord) -> None:
 def _carry_out(built: spec.Built, splits: Splits, record: RunRecord) -> None:
     folder, trainer = record.folder, built.trainer
     assert folder is not None
-    record.cost = _cost(trainer, splits.train)
+    record.cost = cost_of_training(trainer, splits.train)
     resume = trainer.ranks.once(lambda: _checkpoint(folder))
     history = trainer.fit(splits.train, splits.validation, epochs=built.epochs, resume=resume)
     record.epochs = len(history)
@@ -348,8 +442,8 @@ def _carry_out(built: spec.Built, splits: Splits, record: RunRecord) -> None:
     _time(record, history, set().union(*keepers))
     trainer.save(folder)
     record.metrics = {
-        "validation": trainer.evaluate(splits.validation),
-        "test": trainer.evaluate(splits.test),
+        name: trainer.evaluate(split) | (trainer.objective_values(split) if trainer.objectives else {})
+        for name, split in (("validation", splits.validation), ("test", splits.test))
     }
     if trainer.ranks.first:
         write_regions(trainer, splits, folder)
@@ -370,7 +464,8 @@ def _checkpoint(folder: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _cost(trainer: Trainer, train: Split) -> dict[str, Any]:
+def cost_of_training(trainer: Trainer, train: Split) -> dict[str, Any]:
+    """What `polytask.training.cost.measure` finds for a trainer and its training data."""
     source = as_source(train, trainer.tasks, batch_size=trainer.batch_size, shuffle=True, where="train")
     source.bind(trainer.tasks, torch.device("cpu"), "train", trainer.seed)
     with torch.random.fork_rng(devices=[]):  # dropout in the measured steps draws numbers
@@ -421,7 +516,8 @@ def write_regions(trainer: Trainer, splits: Splits, folder: Path) -> None:
     os.replace(folder / "regions.npz.part", folder / "regions.npz")
 
 
-def _versions() -> dict[str, Any]:
+def versions() -> dict[str, Any]:
+    """What a record says about where it was made."""
     from polytask import __version__
 
     return {
@@ -434,7 +530,8 @@ def _versions() -> dict[str, Any]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Iterator[None]:
+    """torch's number of threads, for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,20 +1,22 @@
 """Configurations: what a run or a comparison is made of, as plain data, checked against the classes' signatures.
 
-A train configuration has the keys ``data``, ``model``, ``trainer``, ``epochs``, ``seed`` and ``threads``; objects
-are named by ``class_path`` (an import path, or the bare name of a polytask class) and ``init_args``. A
-configuration names classes and calls them, so it is code: run only those you trust.
+A train configuration has the keys ``data``, ``model``, ``trainer``, ``epochs``, ``seed``, ``threads`` and ``start`` (a
+run folder, whose weights the network starts from); objects are named by ``class_path`` (an import path, or the bare
+name of a polytask class) and ``init_args``. A configuration names classes and calls them, so it is code: run only those
+you trust.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import importlib
 import inspect
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +34,10 @@ from polytask.training.trainer import Trainer
 
 Config = dict[str, Any]
 Overrides = Mapping[str, Any] | Sequence[str]
+Sections = tuple[tuple[str, type], ...]
+"""(key, class of its settings) of what a kind of study adds to a train configuration."""
 
-TRAIN_KEYS = ("data", "model", "trainer", "epochs", "seed", "threads")
+TRAIN_KEYS = ("data", "model", "trainer", "epochs", "seed", "threads", "start")
 NOT_CONFIGURED = {"model", "tasks", "folder", "progress", "seed"}
 """Arguments of `Trainer` that a configuration gives elsewhere or not at all."""
 OUR_CLASSES = (
@@ -42,6 +46,8 @@ OUR_CLASSES = (
     "polytask.schedules",
     "polytask.balancing.scalarization",
     "polytask.balancing.aggregation",
+    "polytask.distillation",
+    "polytask.sparsity",
     "polytask.training.callbacks",
 )
 """Packages whose classes may be named without their import path."""
@@ -53,13 +59,15 @@ class Built:
 
     Attributes:
         data: the data set, not loaded yet.
-        trainer: the trainer with its model, weights drawn under the run's seed.
+        trainer: the trainer with its model, weights drawn under the run's seed or read from `start`.
         epochs: epochs to train.
+        start: the `digest` of the weights it starts from, "" if they were drawn.
     """
 
     data: DataSet
     trainer: Trainer
     epochs: int
+    start: str = ""
 
 
 def read_config(source: Mapping[str, Any] | str | Path) -> Config:
@@ -87,13 +95,14 @@ def read_config(source: Mapping[str, Any] | str | Path) -> Config:
     return content
 
 
-def resolve(config: Mapping[str, Any], overrides: Overrides = ()) -> Config:
+def resolve(config: Mapping[str, Any], overrides: Overrides = (), sections: Sections = ()) -> Config:
     """The complete configuration: every class path and every default written out.
 
     Args:
         config: a train configuration.
         overrides: command-line words, ``["--epochs", "3", "--trainer.batch_size=64"]``, or a mapping
             ``{"epochs": 3, "trainer.batch_size": 64}``. They win over `config`.
+        sections: further keys that the configuration must have, and the class of their settings.
 
     Raises:
         ValueError: an unknown key or class, a missing key, or a value of the wrong type or out of range; one
@@ -104,14 +113,16 @@ def resolve(config: Mapping[str, Any], overrides: Overrides = ()) -> Config:
     ValueError: unknown key `modle`: did you mean `model`?
     """
     content = copy.deepcopy(dict(config))
-    _check_keys("", content, TRAIN_KEYS)
+    _check_keys("", content, (*TRAIN_KEYS, *(name for name, _ in sections)))
     for key, value in content.items():
         _check_classes(key, value)
-    if "trainer" in content:
-        if not isinstance(content["trainer"], Mapping):
-            raise ValueError(f"`trainer` must be a mapping of settings, found {content['trainer']!r}")
-        _check_keys("trainer", content["trainer"], _trainer_keys())
-    parser = parser_for_train()
+    known = {"trainer": _trainer_keys()} | {name: list(inspect.signature(kind).parameters) for name, kind in sections}
+    for key, settings in known.items():
+        if key in content:
+            if not isinstance(content[key], Mapping):
+                raise ValueError(f"`{key}` must be a mapping of settings, found {content[key]!r}")
+            _check_keys(key, content[key], settings)
+    parser = parser_for_train(sections=sections)
     words = ["--config", yaml.safe_dump(content), *as_words(overrides)]
     parsed = _parse(parser, words)
     for key, minimum in (("epochs", 1), ("threads", 1), ("seed", 0)):
@@ -120,18 +131,28 @@ def resolve(config: Mapping[str, Any], overrides: Overrides = ()) -> Config:
     return yaml.load(parser.dump(parsed, skip_unset=False), _Loader)
 
 
-def build(config: Mapping[str, Any], folder: Path | None = None, callbacks: Sequence[Callback] = ()) -> Built:
+def build(
+    config: Mapping[str, Any],
+    folder: Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    *,
+    adapt: Callable[[Model], Model] | None = None,
+) -> Built:
     """Makes the objects of a resolved configuration.
 
-    Initial weights are drawn under the configuration's seed; the caller's random state is left as it was.
+    Initial weights are drawn under the configuration's seed, or read from its `start`; the caller's random state is
+    left as it was.
 
     Args:
         config: what `resolve` returned.
         folder: where an interrupted run leaves its checkpoint.
         callbacks: further callbacks, after the configuration's own.
+        adapt: takes the network that the configuration describes and gives the one to train, of the same tasks.
 
     Raises:
-        ValueError: an argument that its class refuses, or tasks and heads that do not match.
+        ValueError: an argument that its class refuses, tasks and heads that do not match, or weights to start from that
+            are another network's.
+        FileNotFoundError: the folder to start from holds no weights.
     """
     parser = parser_for_train()
     parsed = parser.parse_object(copy.deepcopy(dict(config)))
@@ -142,11 +163,32 @@ def build(config: Mapping[str, Any], folder: Path | None = None, callbacks: Sequ
         except (ValueError, ArgumentError) as error:
             raise ValueError(one_line(error)) from error
     settings = {key: value for key, value in vars(made.trainer).items() if key != "callbacks"}
+    model = made.model if adapt is None else adapt(made.model)
     trainer = Trainer(
-        made.model, made.data.tasks, **settings, callbacks=[*made.trainer.callbacks, *callbacks],
+        model, made.data.tasks, **settings, callbacks=[*made.trainer.callbacks, *callbacks],
         seed=made.seed, folder=folder, progress=False,
     )  # fmt: skip
-    return Built(made.data, trainer, made.epochs)
+    return Built(made.data, trainer, made.epochs, _begin(trainer, config.get("start")))
+
+
+def _begin(trainer: Trainer, start: str | None) -> str:
+    """Reads the weights to start from, and tells them by their digest."""
+    if start is None:
+        return ""
+    try:
+        trainer.load_weights(start)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"`start`: {error}") from error
+    return digest(start)
+
+
+def digest(folder: str | Path) -> str:
+    """Tells weights apart: the SHA-256 of a run folder's ``weights.safetensors``, "" if it has none."""
+    path = Path(folder) / "weights.safetensors"
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def dump(config: Mapping[str, Any]) -> str:
@@ -205,8 +247,17 @@ def as_words(overrides: Overrides) -> list[str]:
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
 
 
+def as_value(word: str) -> Any:
+    """A word of the command line as the value that it would be in a file.
+
+    >>> [as_value(word) for word in ("64", "1e-3", "null", "Adam")]
+    [64, 0.001, None, 'Adam']
+    """
+    return yaml.load(word, _Loader)
+
+
 @functools.cache
-def parser_for_train(prog: str = "polytask") -> ArgumentParser:
+def parser_for_train(prog: str = "polytask", sections: Sections = ()) -> ArgumentParser:
     """The parser of train configurations, made from the signatures of `Trainer` and of the classes named."""
     for package in OUR_CLASSES:
         importlib.import_module(package)  # a class is found by its bare name only once it is imported
@@ -218,6 +269,9 @@ def parser_for_train(prog: str = "polytask") -> ArgumentParser:
     parser.add_argument("--epochs", type=int, required=True, help="passes over the training data")
     parser.add_argument("--seed", type=int, default=0, help="of initial weights, shuffles and dropout")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads; results depend on it")
+    parser.add_argument("--start", type=str | None, default=None, help="a run folder with the initial weights")
+    for name, kind in sections:
+        parser.add_class_arguments(kind, name, instantiate=False)
     return parser
 
 

@@ -41,8 +41,8 @@ class RunRecord:
         seed: its seed.
         state: ``running``, ``done`` or ``failed``.
         tasks: `Task.describe()` of each task: name, kind, outputs, metric, higher_is_better, weight, labels.
-        metrics: {"validation" or "test": {"loss", "<task>/loss", "<task>/<metric>": value}} of the weights
-            that were kept; the test part is reported, never selected on.
+        metrics: {"validation" or "test": {"loss", "<task>/loss", "<task>/<metric>", "<objective>/value": value}} of
+            the weights that were kept; the test part is reported, never selected on.
         epochs: epochs trained.
         selected_epoch: the epoch whose weights were kept, chosen on validation; `epochs` if they are the last,
             0 if they are the initial ones.
@@ -55,6 +55,7 @@ class RunRecord:
         versions: {"polytask", "torch", "python", "threads", "machine"}.
         started: ISO 8601 time, UTC.
         error: the failure's one line.
+        start: the digest of the weights it started from (`polytask.studies.spec.digest`), "" if they were drawn.
     """
 
     method: str
@@ -71,6 +72,7 @@ class RunRecord:
     versions: dict[str, Any] = field(default_factory=dict)
     started: str = ""
     error: str = ""
+    start: str = ""
     folder: Path | None = None
 
     def history(self) -> Any:

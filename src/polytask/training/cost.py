@@ -164,8 +164,7 @@ class _Steps:
     ) -> None:
         self._model = copy.deepcopy(trainer.model).train()
         objectives = copy.deepcopy(trainer.objectives)
-        extra = [p for objective in objectives.values() for p in objective.parameters()]
-        optimizers = Optimizers(self._model, extra, trainer.optimization)
+        optimizers = Optimizers(self._model, objectives.values(), trainer.optimization)
         balancer = copy.deepcopy(trainer.balancer)
         balancer.setup([*trainer.tasks, *objectives], source.label_counts())
         self._step = Step(

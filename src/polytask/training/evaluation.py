@@ -11,6 +11,7 @@ import torch
 from polytask.batch import map_inputs, tensors_of
 from polytask.data.source import Source
 from polytask.models.base import Model
+from polytask.objective import Context, Objective
 from polytask.ranks import Ranks
 from polytask.task import Prediction, Task
 from polytask.training.features import FeatureCache
@@ -65,6 +66,47 @@ def evaluate(
                 meter.keep(name, outputs[name], target)
         start += batch.size
     return meter.figures()
+
+
+def objective_values(
+    model: Model,
+    tasks: Mapping[str, Task],
+    objectives: Mapping[str, Objective],
+    source: Source,
+    chunk: int,
+    autocast: Autocast,
+    ranks: Ranks | None = None,
+) -> dict[str, float]:
+    """``<objective>/value``: each objective's mean over the examples, without its fixed weight.
+
+    The model must be in eval mode. An objective may take gradients, so they are not switched off.
+
+    Args:
+        model: the network.
+        tasks: tasks by name.
+        objectives: the terms beside the losses, by name.
+        source: bound examples; every one is seen once, in order.
+        chunk: examples per forward pass.
+        autocast: makes the context of the forward pass.
+        ranks: the processes that hold a part of the source each, where it is divided among them.
+    """
+    sums, examples = dict.fromkeys(objectives, 0.0), 0
+    for batch in source.in_order(chunk) if objectives else ():
+        names = [name for name in tasks if batch.counts.get(name)]
+        with autocast():
+            if model.boundary:
+                features = model.features(batch.inputs, batch.source)
+                read = batch.inputs if model.heads_read_inputs else None
+                outputs = {name: model.head(name, features, read) for name in names}
+            else:
+                features, outputs = None, model(batch.inputs, names, batch.source) if names else {}
+            context = Context(model, batch, features, outputs)
+            for name, objective in objectives.items():
+                sums[name] += objective(context).item() * batch.size
+        examples += batch.size
+    parts = [(sums, examples)] if ranks is None or not source.divided else ranks.objects((sums, examples))
+    whole = sum(size for _, size in parts)
+    return {f"{name}/value": sum(part[name] for part, _ in parts) / whole for name in objectives}
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import Parameter
 
-from polytask.models.base import Model
+from polytask.models.base import Block, Blocks, Model
+from polytask.objective import Objective
 
 _DROPOUT = (nn.modules.dropout._DropoutNd,)
 
@@ -29,6 +30,27 @@ class Live:
     modes: list[tuple[nn.Module, bool]]
 
 
+def blocks_with(model: Model, objectives: Iterable[Objective]) -> Blocks:
+    """The model's blocks, each with the objectives' own parameters and modules that join it.
+
+    What an objective holds of the model itself stays where the model puts it.
+    """
+    blocks = model.blocks()
+    theirs = {id(part) for part in (*model.parameters(), *model.modules())}
+    shared, specific = blocks.shared, dict(blocks.specific)
+    for objective in objectives:
+        whole = Block.of(objective)
+        parameters = tuple(p for p in whole.parameters if id(p) not in theirs)
+        modules = tuple(m for m in whole.modules if id(m) not in theirs)
+        before = shared if objective.block is None else specific[objective.block]
+        joined = Block((*before.parameters, *parameters), (*before.modules, *modules))
+        if objective.block is None:
+            shared = joined
+        else:
+            specific[objective.block] = joined
+    return Blocks(shared, specific)
+
+
 class Freezer:
     """Switches blocks between live and frozen, and puts everything back at the end.
 
@@ -39,28 +61,24 @@ class Freezer:
 
     Args:
         model: its blocks must hold every parameter; modules outside all blocks are always live.
-        extra: modules outside the model that move with the shared block.
+        objectives: terms beside the losses; what they own moves with the block they name.
         keep_dropout: leave the dropout modules of frozen blocks active.
 
     Raises:
         ValueError: a parameter belongs to no block.
     """
 
-    def __init__(self, model: Model, extra: Iterable[nn.Module] = (), keep_dropout: bool = False) -> None:
-        blocks = self._blocks = model.blocks()
-        outside = list(extra)
-        self._extra = [p for module in outside for p in module.parameters() if p.requires_grad]
-        self._extra_modules = {id(m) for module in outside for m in module.modules()}
+    def __init__(self, model: Model, objectives: Iterable[Objective] = (), keep_dropout: bool = False) -> None:
+        outside = list(objectives)
+        blocks = self._blocks = blocks_with(model, outside)
         self._keep_dropout = keep_dropout
         every = [blocks.shared, *blocks.specific.values()]
         self._parameters = {id(p): p for block in every for p in block.parameters}
         for name, parameter in model.named_parameters():
             if id(parameter) not in self._parameters:
                 raise ValueError(f"every parameter must belong to a block, found `{name}` in none")
-        self._parameters |= {id(p): p for p in self._extra}
         self._modules = {id(m): m for module in (model, *outside) for m in module.modules()}
         self._unowned = self._modules.keys() - {id(m) for block in every for m in block.modules}
-        self._unowned -= self._extra_modules
         self._trainable = {key: p.requires_grad for key, p in self._parameters.items()}
         self._training = {key: m.training for key, m in self._modules.items()}
         self._plans: dict[tuple[bool, frozenset[str]], Live] = {}
@@ -113,14 +131,10 @@ class Freezer:
         acting = [block for task, block in self._blocks.specific.items() if task in tasks]
         own = {id(p): p for block in acting for p in block.parameters}
         live_specific = [p for key, p in own.items() if key not in common and self._trainable[key]]
-        if shared:
-            live_shared += self._extra
         live = {id(p) for p in (*live_shared, *live_specific)}
         blocks = [self._blocks.shared] * shared + [self._blocks.specific[task] for task in tasks]
         awake = self._unowned | {id(m) for block in blocks for m in block.modules}
-        if shared:
-            awake |= self._extra_modules
-        else:  # a module that a trunk and a head both hold rests with the trunk, as its parameters do
+        if not shared:  # a module that a trunk and a head both hold rests with the trunk, as its parameters do
             awake -= {id(m) for m in self._blocks.shared.modules}
         return Live(
             live_shared,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from polytask.errors import at_least, nearest, one_of
 from polytask.models.base import Model
+from polytask.objective import Objective
+from polytask.training.freezing import blocks_with
 
 OptimizerFactory = Callable[[Any], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -53,17 +55,19 @@ class Optimizers:
 
     Args:
         model: the network.
-        extra: parameters outside it that are trained with the shared block.
+        objectives: terms beside the losses; their own parameters are trained with the block they name.
         options: what the user asked for.
     """
 
-    def __init__(self, model: Model, extra: Sequence[Parameter], options: OptimizerOptions) -> None:
+    def __init__(self, model: Model, objectives: Iterable[Objective], options: OptimizerOptions) -> None:
         self._options = options
-        blocks = model.blocks()
-        shared = [*blocks.shared.parameters, *extra]
+        terms = list(objectives)
+        blocks = blocks_with(model, terms)
+        shared = list(blocks.shared.parameters)
         known = {id(p) for p in shared}
         specific = [p for p in blocks.specific_parameters() if id(p) not in known]
-        names = {id(p): name for name, p in model.named_parameters()}
+        own = [(p, f"{term.name}.{name}") for term in terms for name, p in term.named_parameters()]
+        names = {id(p): name for p, name in own} | {id(p): name for name, p in model.named_parameters()}
         groups = _Groups(options.groups or {}, names, known)
         if options.specific_optimizer is None:
             parts = [("", [*shared, *specific], options.optimizer)]

@@ -94,7 +94,7 @@ class Run:
         self._seconds = 0.0
         extra = [p for objective in trainer.objectives.values() for p in objective.parameters()]
         self._extra = extra
-        self.optimizers = Optimizers(self.model, extra, trainer.optimization)
+        self.optimizers = Optimizers(self.model, trainer.objectives.values(), trainer.optimization)
         self.freezer = Freezer(self.model, trainer.objectives.values(), trainer.frozen_dropout)
         self._step = Step(
             self.model, trainer.tasks, trainer.objectives, trainer.balancer, self.freezer,
@@ -141,6 +141,10 @@ class Run:
     def stop(self, reason: str) -> None:
         """Ends training after this epoch."""
         self.stopped = self.stopped or reason
+
+    def note(self, column: str, value: float) -> None:
+        """Adds a figure to the history's row of the epoch that has just ended; for a callback's `on_epoch_end`."""
+        self.history[-1][column] = value
 
     def save(self, path: str | Path) -> Path:
         """Writes a checkpoint from which `fit(resume=path)` goes on exactly; every rank must call it."""
@@ -401,7 +405,7 @@ class Run:
         return {
             "tasks": [task.describe() for task in trainer.tasks.values()],
             "weights": {name: [list(t.shape), str(t.dtype)] for name, t in self.model.state_dict().items()},
-            "objectives": {name: objective.weight for name, objective in trainer.objectives.items()},
+            "objectives": {name: objective.describe() for name, objective in trainer.objectives.items()},
             "gradients": trainer.gradients,
             "accumulate": trainer.accumulate,
             **trainer.schedule.describe(),

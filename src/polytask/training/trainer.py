@@ -18,7 +18,7 @@ from polytask.balancing.sharded import is_sharded
 from polytask.callback import Callback
 from polytask.data.accept import as_inputs, as_source
 from polytask.data.source import Source
-from polytask.errors import at_least, one_of, whole
+from polytask.errors import at_least, nearest, one_of, whole
 from polytask.models.base import Model
 from polytask.objective import Objective
 from polytask.ranks import Ranks
@@ -26,7 +26,7 @@ from polytask.schedules.base import Schedule
 from polytask.schedules.joint import Joint
 from polytask.task import Prediction, Task, named
 from polytask.training.callbacks.progress import Progress
-from polytask.training.evaluation import evaluate, predict
+from polytask.training.evaluation import evaluate, objective_values, predict
 from polytask.training.history import History
 from polytask.training.launch import launch
 from polytask.training.optimizers import OptimizerFactory, OptimizerOptions, SchedulerFactory
@@ -137,6 +137,8 @@ class Trainer:
         self.tasks = named(tasks)
         model.bind(tuple(self.tasks))
         self.objectives = _named_objectives(objectives, self.tasks)
+        for objective in objectives:
+            objective.bind(model, self.tasks)
         self.optimization = OptimizerOptions(
             torch.optim.SGD if optimizer is None else optimizer, specific_optimizer, groups, scheduler,
             scheduler_interval, warmup, clip_norm, clip_value,
@@ -225,6 +227,26 @@ class Trainer:
         self._place()
         with _mode(self.model, training=False):
             return evaluate(self.model, self.tasks, source, self.evaluation_batch_size, self.autocast, ranks=self.ranks)
+
+    def objective_values(self, data: Any) -> dict[str, float]:
+        """``<objective>/value`` of each objective beside the losses on `data` (anything `fit` takes), in eval mode.
+
+        Fixed weights are left out.
+        """
+        source = self._source(data, "evaluation")
+        self._place()
+        modes = [(objective, objective.training) for objective in self.objectives.values()]
+        with _mode(self.model, training=False):
+            try:
+                for objective, _ in modes:
+                    objective.eval()
+                return objective_values(
+                    self.model, self.tasks, self.objectives, source, self.evaluation_batch_size, self.autocast,
+                    self.ranks,
+                )  # fmt: skip
+            finally:
+                for objective, mode in modes:
+                    objective.train(mode)
 
     def predict(self, inputs: Any) -> dict[str, Prediction]:
         """Labels (or numbers) and probabilities for bare inputs, in eval mode.
@@ -339,6 +361,11 @@ def _named_objectives(objectives: Sequence[Objective], tasks: Mapping[str, Task]
     names = [*tasks, *(objective.name for objective in objectives)]
     if len(set(names)) < len(names):
         raise ValueError(f"tasks and objectives must have different names, found {names}")
+    for objective in objectives:
+        if objective.block is not None and objective.block not in tasks:
+            hint = nearest(objective.block, tasks)
+            found = f"`{objective.block}` for `{objective.name}`"
+            raise ValueError(f"an objective's `block` must be a task or None, found {found}: {hint}")
     return by_name
 
 

@@ -1,5 +1,6 @@
 """Scalarizers: losses to one scalar."""
 
+from polytask.balancing.scalarization.chebyshev import Chebyshev
 from polytask.balancing.scalarization.dynamic_weight_average import DynamicWeightAverage
 from polytask.balancing.scalarization.famo import FAMO
 from polytask.balancing.scalarization.geometric_mean import GeometricMean
@@ -13,6 +14,7 @@ from polytask.balancing.scalarization.uncertainty import Uncertainty
 __all__ = [
     "FAMO",
     "IMTLL",
+    "Chebyshev",
     "DynamicWeightAverage",
     "GeometricMean",
     "GradNorm",

@@ -21,12 +21,18 @@ class Progress(Callback):
 
     Args:
         interval: seconds between refreshes.
+        label: what stands before the count of epochs.
+        before: epochs of earlier fits that belong to the same work; the count and the time left are of the whole.
+        after: epochs of later ones.
     """
 
     observes_only = True
 
-    def __init__(self, interval: float = 0.1) -> None:
+    def __init__(self, interval: float = 0.1, label: str = "epoch", before: int = 0, after: int = 0) -> None:
         self.interval = interval
+        self.label = label
+        self.before = before
+        self.after = after
         self._live: Any = None
 
     def on_fit_start(self, run: Run) -> None:
@@ -38,18 +44,19 @@ class Progress(Callback):
         from rich.progress import Progress as Display
         from rich.table import Column
 
+        total = self.before + run.epochs + self.after
         # what stands first is never squeezed; the figures take what is left of the line
         figures = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self._live = Display(
-            TextColumn("epoch", table_column=Column(no_wrap=True, min_width=5)),
-            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(run.epochs)) + 1)),
+            TextColumn(self.label, table_column=Column(no_wrap=True, min_width=len(self.label))),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(total)) + 1)),
             BarColumn(bar_width=12, table_column=Column(min_width=12)),
             TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
             TextColumn("left", table_column=Column(no_wrap=True, min_width=4)),
             TextColumn("{task.description}", table_column=figures),
             console=Console(stderr=True), auto_refresh=False, transient=False, expand=True,
         )  # fmt: skip
-        self._bar = self._live.add_task("", total=run.epochs)
+        self._bar = self._live.add_task("", total=total, completed=self.before)
         self._live.start()
         self._shown = 0.0
         self._figures = ""
@@ -77,7 +84,7 @@ class Progress(Callback):
             self._draw(run.epoch + 1, f"{run.phase} {self._figures}")
 
     def _draw(self, completed: float, description: str) -> None:
-        self._live.update(self._bar, completed=completed, description=description, refresh=True)
+        self._live.update(self._bar, completed=self.before + completed, description=description, refresh=True)
 
     def on_fit_end(self, run: Run) -> None:
         if self._live is not None:

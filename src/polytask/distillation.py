@@ -1,0 +1,282 @@
+"""Objectives that draw a network towards trained ones: on their features (KDMTL) or on their outputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Self, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polytask.errors import nearest
+from polytask.models.base import Model
+from polytask.objective import Context, Objective
+from polytask.task import Binary, Classification, MultiLabel, Regression, Task
+
+__all__ = ["FeatureDistillation", "LogitDistillation", "kdmtl"]
+
+
+class _Distillation(Objective):
+    """What both kinds share: a teacher that nothing trains, and checks that it fits.
+
+    The teacher is a copy, in eval mode and out of the reach of optimizers and checkpoints: whoever resumes a run brings
+    the same teacher again, and the run's fingerprint is refused if it is another.
+    """
+
+    def __init__(self, task: str, teacher: nn.Module, name: str, weight: float, block: str | None) -> None:
+        super().__init__(name, weight, block)
+        if not isinstance(teacher, nn.Module):
+            raise TypeError(f"`teacher` must be a trained network, found {type(teacher).__name__} for task `{task}`")
+        _check_teacher(task, teacher)
+        self.task = task
+        # a tuple hides it from torch, which would hand it to optimizers, checkpoints and `train`
+        self._teacher = (copy.deepcopy(teacher).eval().requires_grad_(False),)
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen copy."""
+        return self._teacher[0]
+
+    def bind(self, model: Model, tasks: Mapping[str, Task]) -> None:
+        if self.task not in tasks:
+            raise ValueError(
+                f"a teacher's task must be one of the student's, found `{self.task}`: {nearest(self.task, tasks)}"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        total = sum(float(value.double().sum()) for value in self.teacher.state_dict().values())
+        return super().describe() | {"teacher": repr(total)}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+@final
+class FeatureDistillation(_Distillation):
+    """One task's term of KDMTL: the shared features, seen through an adaptor, should point where the teacher's do.
+
+    Paper: Li and Bilen, *Knowledge Distillation for Multi-task Learning*,
+    `arXiv:2007.06889 <https://arxiv.org/abs/2007.06889>`_.
+
+    With z the student's shared features, A_k an adaptor and t_k the features of a frozen single-task teacher, the term
+    is L = mean over examples of ‖ A_k(z)/‖A_k(z)‖ - t_k/‖t_k‖ ‖², in [0, 4]; the training problem is
+    Σ_k L_k + Σ_k λ_k · (this term), λ_k being `weight`. Its gradient flows into the trunk; the code of Hotegni et
+    al. 2024 detaches the student, so that it trains the adaptors alone. All examples count, labelled for the
+    task or not. A row of zeros has no direction: it counts as 0 and gets no gradient.
+
+    The adaptor is trained with the task's own block: in specific phases of alternate training it learns on resting
+    features, in shared phases the trunk learns through the resting adaptor. λ_k is chosen, like any setting, on
+    validation data.
+
+    Args:
+        task: whose teacher it is.
+        teacher: a trained `Model` that answers the task (what its head reads are its features), or any
+            module from the same inputs to features (B, F). It is copied.
+        adaptor: from the student's shared features (B, D) to (B, F), a new module for each task.
+        weight: λ_k, above 0.
+        shared: train the adaptor with the shared block instead.
+        name: of the objective; ``<task>-features`` if None.
+
+    Raises:
+        ValueError: the teacher or the student does not know the task, the student has no feature boundary, or (in
+            the first step) the adaptor's output has another shape than the teacher's features.
+        TypeError: the teacher or the adaptor is not a module, or the shared features are not one tensor.
+
+    >>> from polytask.models import HardSharing
+    >>> teacher = HardSharing(nn.Linear(2, 8), heads={"circle": nn.Linear(8, 1)})  # a trained one
+    >>> term = FeatureDistillation("circle", teacher, adaptor=nn.Linear(4, 8), weight=0.5)
+    >>> term.name, term.block, len(list(term.parameters()))
+    ('circle-features', 'circle', 2)
+    """
+
+    def __init__(
+        self,
+        task: str,
+        teacher: nn.Module,
+        adaptor: nn.Module,
+        weight: float = 1.0,
+        shared: bool = False,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(task, teacher, name or f"{task}-features", weight, None if shared else task)
+        if not isinstance(adaptor, nn.Module):
+            raise TypeError(f"`adaptor` must be a module, found {type(adaptor).__name__} for task `{task}`")
+        if isinstance(teacher, Model) and type(teacher).representation is Model.representation and not teacher.boundary:
+            raise ValueError(f"a teacher must tell its features, found {type(teacher).__name__} without a boundary")
+        self.adaptor = adaptor
+
+    def bind(self, model: Model, tasks: Mapping[str, Task]) -> None:
+        super().bind(model, tasks)
+        if not model.boundary:
+            raise ValueError(
+                f"a student must have a feature boundary, found {type(model).__name__}, which has none: distil its "
+                "outputs instead (LogitDistillation)"
+            )
+
+    def forward(self, context: Context) -> Tensor:
+        if not isinstance(context.features, Tensor):
+            found = type(context.features).__name__
+            raise TypeError(f"the student's shared features must be one tensor, found {found} (task `{self.task}`)")
+        adapted = self.adaptor(context.features)
+        wanted = self._features(context)
+        if adapted.shape != wanted.shape:
+            raise ValueError(
+                f"an adaptor must give what the teacher's features are, {tuple(wanted.shape)}, found "
+                f"{tuple(adapted.shape)} for task `{self.task}`"
+            )
+        return (_direction(adapted) - _direction(wanted)).square().sum(1).mean()
+
+    @torch.no_grad()
+    def _features(self, context: Context) -> Tensor:
+        teacher, inputs = self.teacher, context.batch.inputs
+        if not isinstance(teacher, Model):
+            return teacher(inputs)
+        shared = teacher.features(inputs, context.batch.source) if teacher.boundary else None
+        return teacher.representation(self.task, shared, inputs)
+
+
+@final
+class LogitDistillation(_Distillation):
+    """The student's outputs for a task should be those of a trained teacher.
+
+    Paper: Hinton, Vinyals and Dean, *Distilling the Knowledge in a Neural Network*,
+    `arXiv:1503.02531 <https://arxiv.org/abs/1503.02531>`_.
+
+    With outputs s and t of student and teacher and temperature T, the mean over examples of
+    T² KL(softmax(t/T) ‖ softmax(s/T)) for classes, of T² KL between Bernoulli distributions, averaged over labels, for
+    binary and multi-label tasks, and of (s - t)² for regression, where T plays no part. The factor T² keeps the size of
+    the gradient whatever T. All examples of batches in which the task is present count.
+
+    Args:
+        task: whose teacher it is.
+        teacher: a trained `Model` that answers the task, or any module from the same inputs to raw outputs. It is
+            copied.
+        temperature: T, above 0.
+        weight: fixed weight, above 0.
+        name: of the objective; ``<task>-outputs`` if None.
+
+    Raises:
+        ValueError: the teacher or the student does not know the task, the temperature is out of range, or (in the
+            first step) outputs have different shapes.
+        TypeError: the teacher is not a module, or the task is of a kind of the user's own.
+
+    >>> LogitDistillation("digit", nn.Linear(64, 10), temperature=4.0).name
+    'digit-outputs'
+    """
+
+    def __init__(
+        self,
+        task: str,
+        teacher: nn.Module,
+        temperature: float = 2.0,
+        weight: float = 1.0,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(task, teacher, name or f"{task}-outputs", weight, None)
+        if not temperature > 0:
+            raise ValueError(f"`temperature` must be above 0, found {temperature}")
+        self.temperature = temperature
+        self._distance: Callable[[Tensor, Tensor], Tensor] = _squared
+
+    def bind(self, model: Model, tasks: Mapping[str, Task]) -> None:
+        super().bind(model, tasks)
+        task = tasks[self.task]
+        for kind, distance in _DISTANCES.items():
+            if isinstance(task, kind):
+                self._distance = distance
+                return
+        raise TypeError(f"outputs of binary, class, label and regression tasks can be distilled, found {task!r}")
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"temperature": self.temperature}
+
+    def forward(self, context: Context) -> Tensor:
+        if self.task not in context.predictions:  # absent from this batch: nothing to move
+            return torch.zeros((), device=next(context.model.parameters()).device)
+        outputs, scale = context.predictions[self.task], self.temperature
+        wanted = self._outputs(context)
+        if outputs.shape != wanted.shape:
+            raise ValueError(
+                f"teacher and student must give outputs of one shape, found {tuple(wanted.shape)} and "
+                f"{tuple(outputs.shape)} for task `{self.task}`"
+            )
+        if self._distance is _squared:
+            return _squared(outputs, wanted)
+        return scale**2 * self._distance(outputs / scale, wanted / scale)
+
+    @torch.no_grad()
+    def _outputs(self, context: Context) -> Tensor:
+        teacher, inputs = self.teacher, context.batch.inputs
+        if isinstance(teacher, Model):
+            return teacher(inputs, [self.task], context.batch.source)[self.task]
+        return teacher(inputs)
+
+
+def kdmtl(
+    teachers: Mapping[str, nn.Module],
+    adaptors: Mapping[str, nn.Module],
+    weights: float | Mapping[str, float] = 1.0,
+) -> list[FeatureDistillation]:
+    """The terms of KDMTL for several tasks: a `FeatureDistillation` for each.
+
+    Args:
+        teachers: {task: its trained network}.
+        adaptors: {task: a module of its own}, for the same tasks.
+        weights: λ of all tasks, or {task: λ}.
+
+    Raises:
+        ValueError: the tasks differ, or two tasks are given one adaptor.
+
+    >>> networks = {"left": nn.Linear(2, 8), "right": nn.Linear(2, 8)}
+    >>> terms = kdmtl(networks, {task: nn.Linear(4, 8) for task in networks}, weights=0.1)
+    >>> [term.name for term in terms]
+    ['left-features', 'right-features']
+    """
+    given = weights if isinstance(weights, Mapping) else dict.fromkeys(teachers, weights)
+    for what, entries in (("adaptors", adaptors), ("weights", given)):
+        if set(entries) != set(teachers):
+            raise ValueError(
+                f"`teachers` and `{what}` must be for the same tasks, found {sorted(teachers)} and {sorted(entries)}"
+            )
+    if len({id(adaptor) for adaptor in adaptors.values()}) < len(adaptors):
+        raise ValueError("every task must have an adaptor of its own, found one that is given to two tasks")
+    return [FeatureDistillation(task, teachers[task], adaptors[task], given[task]) for task in teachers]
+
+
+def _check_teacher(task: str, teacher: nn.Module) -> None:
+    if isinstance(teacher, Model) and task not in teacher.task_names:
+        raise ValueError(
+            f"a teacher must answer the task it teaches, found none for `{task}`: {nearest(task, teacher.task_names)}"
+        )
+
+
+def _direction(features: Tensor) -> Tensor:
+    """Rows of length 1 (B, F); rows of zeros stay so, and give no gradient where dividing by a floor would explode."""
+    rows = features.flatten(1)
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    alive = lengths > 0
+    return torch.where(alive, rows / torch.where(alive, lengths, 1.0), 0.0)
+
+
+def _classes(outputs: Tensor, wanted: Tensor) -> Tensor:
+    return F.kl_div(outputs.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
+
+
+def _labels(outputs: Tensor, wanted: Tensor) -> Tensor:
+    """KL(p_t ‖ p_s) = p_t (t - s) + log(1 + e^s) - log(1 + e^t), from logits."""
+    return (wanted.sigmoid() * (wanted - outputs) + F.softplus(outputs) - F.softplus(wanted)).mean()
+
+
+def _squared(outputs: Tensor, wanted: Tensor) -> Tensor:
+    return (outputs - wanted).square().mean()
+
+
+_DISTANCES: dict[type[Task], Callable[[Tensor, Tensor], Tensor]] = {
+    Classification: _classes,
+    Binary: _labels,
+    MultiLabel: _labels,
+    Regression: _squared,
+}
