@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import Evidence, Scalarizer
-from polytask.balancing.keyed import Constants, by_name, in_range, known, same_objectives
+from polytask.balancing.keyed import Constants, by_name, in_range, known, some_objectives, to_device
 from polytask.balancing.solvers import project_to_simplex
 from polytask.errors import at_least, one_of, whole
 
@@ -127,7 +127,6 @@ class Chebyshev(Scalarizer):
         self.normalise = normalise
         self.average = average
         self.weight_average = weight_average
-        self._objectives: tuple[str, ...] = ()
         self._preference = Constants({}, 1.0)
         self._reference = Constants({}, 0.0)
         self._divisors = Constants({}, 1.0)
@@ -141,9 +140,8 @@ class Chebyshev(Scalarizer):
         self._steps = 0
 
     def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
-        if self._seen and not set(self._seen) <= set(names):
+        if self.objectives and not set(self._seen) <= set(names):  # without, what was seen is a resumed state's
             self._forget()
-        self._objectives = tuple(names)
         self._preference = Constants(by_name("preference", self.preference, names, 1 / max(len(names), 1)), 0.0)
         reference = None if isinstance(self.reference, str) else self.reference
         self._reference = Constants(by_name("reference", reference, names, 0.0), 0.0)
@@ -155,10 +153,11 @@ class Chebyshev(Scalarizer):
             some = names if given == "initial" else [given] if isinstance(given, str) else given
             known("normalise", some, names)
             self._by_first = frozenset(some)
+        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         names, losses = evidence.names, evidence.losses
-        if len(self._objectives) == 1:
+        if len(self.objectives) == 1:
             return torch.ones_like(losses)
         wide = losses if losses.device.type == "mps" else losses.double()  # MPS has no float64
         places = self._take(names, wide)
@@ -183,7 +182,7 @@ class Chebyshev(Scalarizer):
         if list(names) == self._seen:
             kept["loss"] = losses
         else:
-            places = torch.tensor([self._seen.index(name) for name in names], device=losses.device)
+            places = to_device(torch.tensor([self._seen.index(name) for name in names]), losses.device)
             kept["loss"] = kept["loss"].index_copy(0, places, losses)
         kept["best"] = torch.minimum(kept["best"], kept["loss"])
         return places
@@ -264,10 +263,7 @@ class Chebyshev(Scalarizer):
         }  # fmt: skip
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        if len(state["seen"]) == len(self._objectives):
-            same_objectives(state["seen"], self._objectives)
-        elif self._objectives:
-            known("a balancer's state", state["seen"], self._objectives)
+        some_objectives(state["seen"], self.objectives)
         self._seen, self._steps = list(state["seen"]), state["steps"]
         self._kept = {key: value.clone() for key, value in state["kept"].items()}
 
