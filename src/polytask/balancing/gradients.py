@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +11,21 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from polytask.balancing.base import Aggregator, Balancer, CotangentAggregator, Evidence, JacobianAggregator, Needs
+from polytask.balancing.flat import (
+    Gradients,
+    accumulate,
+    check_examples,
+    flat_parts,
+    halves,
+    inner,
+    put_examples,
+    split_examples,
+    unflatten,
+    widest,
+)  # fmt: skip
 from polytask.errors import one_of
 
 MODES = ("exact", "features", "low_memory")
-
-Gradients = Sequence[Tensor | None]
-
 
 _EMPTY = torch.empty(0)
 
@@ -182,7 +190,7 @@ class Backward:
         weights: Any = self._balancer.combine(self._evidence(names))
         starts = [self._start(t, w, s) for t, w, s in zip(totals, weights, scales, strict=True)]
         inputs = tuple(self._shared)
-        _accumulate(self._shared, torch.autograd.grad(totals, inputs, starts, retain_graph=True, allow_unused=True))
+        accumulate(self._shared, torch.autograd.grad(totals, inputs, starts, retain_graph=True, allow_unused=True))
         self._own_gradients(totals, scales)
         self._weights.update(zip(names, weights, strict=True))
 
@@ -209,14 +217,14 @@ class Backward:
 
     def _put(self, name: str, gradients: Gradients, expected: int) -> None:
         """Writes or adds a row of the Jacobian, which is one buffer so that no gradient is copied twice."""
-        parts = _parts(gradients, self._shared)
+        parts = flat_parts(gradients, self._shared)
         if name in self._rows:
             self._jacobian[self._rows[name]] += torch.cat(parts)
             return
         row = self._rows[name] = len(self._rows)
         if row == len(self._jacobian):  # the first row, or one that only a later batch has
             rows = max(1, expected - row)
-            more = torch.empty(rows, sum(p.numel() for p in parts), dtype=_wide(self._shared), device=parts[0].device)
+            more = torch.empty(rows, sum(p.numel() for p in parts), dtype=widest(self._shared), device=parts[0].device)
             self._jacobian = more if row == 0 else torch.cat((self._jacobian, more))
         torch.cat(parts, out=self._jacobian[row])
 
@@ -227,14 +235,14 @@ class Backward:
             evidence = self._evidence(list(self._rows))
             evidence.jacobian = self._jacobian[: len(self._rows)]
             gradient = self._combine(evidence, evidence.jacobian, weights)
-            parts: list[Tensor | None] = [*_unflatten(gradient, self._shared)]
+            parts: list[Tensor | None] = [*unflatten(gradient, self._shared)]
             for position in self._missed or ():
                 parts[position] = None  # as after `backward`: an optimizer leaves it alone
-            _accumulate(self._shared, parts)
+            accumulate(self._shared, parts)
         for name, own in self._own.items():
             parameters = [self._specific[position] for position in own]
             scaled = own.values() if self._aggregates else [gradient * weights[name] for gradient in own.values()]
-            _accumulate(parameters, scaled)
+            accumulate(parameters, scaled)
         self._weights = weights
 
     def _combine(self, evidence: Evidence, matrix: Tensor, weights: dict[str, Any]) -> Tensor:
@@ -268,7 +276,7 @@ class Backward:
         for (_, _, _, features), part in zip(self._kept, combined.split([p.shape[1] for p in parts]), strict=True):
             starts = split_examples(part, features)
             pulled = torch.autograd.grad(features, tuple(self._shared), starts, allow_unused=True)
-            _accumulate(self._shared, pulled)
+            accumulate(self._shared, pulled)
         self._kept.clear()
 
     def _no_boundary(self) -> ValueError:
@@ -283,14 +291,14 @@ class Backward:
     ) -> Tensor:  # fmt: skip
         """(K, Z) gradients at the boundary, by example; task-specific gradients are filled on the way."""
         width = sum(f.numel() for f in features)
-        rows = torch.zeros(len(every), width, dtype=_wide(features), device=features[0].device)
+        rows = torch.zeros(len(every), width, dtype=widest(features), device=features[0].device)
         for name, total, scale in zip(names, totals, scales, strict=True):
             inputs, cut = (*features, *self._specific), len(features)
             gradients = torch.autograd.grad(
                 total, inputs, self._start(total, 1.0, scale), retain_graph=True, allow_unused=True
             )  # fmt: skip
             put_examples(rows[every.index(name)], gradients[:cut], features)
-            _accumulate(self._specific, gradients[cut:])
+            accumulate(self._specific, gradients[cut:])
         return rows
 
     # Gradients in pairs, none kept
@@ -304,7 +312,7 @@ class Backward:
             evidence.gram = gram if len(reached) == len(names) else gram[reached][:, reached]
             combined = self._weights_from(evidence, gram)
             weights.update(zip(evidence.names, combined.unbind(), strict=True))
-            _accumulate(self._shared, self._pull(weights, self._shared))
+            accumulate(self._shared, self._pull(weights, self._shared))
         self._fill_specific()
         self._weights = weights
         self._kept.clear()
@@ -317,17 +325,17 @@ class Backward:
 
     def _products(self, names: Sequence[str]) -> tuple[Tensor, list[int]]:
         """(K, K) inner products of the shared gradients, and which of the K exist at all."""
-        gram = torch.zeros(len(names), len(names), dtype=_wide(self._shared), device=self._shared[0].device)
+        gram = torch.zeros(len(names), len(names), dtype=widest(self._shared), device=self._shared[0].device)
         reached: set[int] = set()
-        for group in _halves(self._shared):
+        for group in halves(self._shared):
             some: list[int] = []  # those that reach this group
             for i, first in enumerate(names):
                 held = self._pull({first: 1.0}, group)
                 if all(gradient is None for gradient in held):
                     continue
-                gram[i, i] += _inner(held, held)
+                gram[i, i] += inner(held, held)
                 for j in some:
-                    product = _inner(held, self._pull({names[j]: 1.0}, group))
+                    product = inner(held, self._pull({names[j]: 1.0}, group))
                     gram[i, j] += product
                     gram[j, i] += product
                 some.append(i)
@@ -353,7 +361,7 @@ class Backward:
         if self._specific:
             starts = [self._start(t, 1.0, s) for t, s in zip(totals, scales, strict=True)]
             gradients = torch.autograd.grad(totals, tuple(self._specific), starts, allow_unused=True)
-            _accumulate(self._specific, gradients)
+            accumulate(self._specific, gradients)
 
     def _start(self, total: Tensor, weight: float | Tensor, scale: float) -> Tensor | None:
         """What starts the backward pass; None for 1."""
@@ -361,69 +369,3 @@ class Backward:
         if isinstance(value, Tensor):
             return value.to(total)
         return None if value == 1.0 else torch.full((), value, dtype=total.dtype, device=total.device)
-
-
-def check_examples(features: Sequence[Tensor]) -> None:
-    """Raises `ValueError` unless all features have a row for each example of one batch."""
-    lengths = [f.shape[0] if f.dim() else None for f in features]
-    if None in lengths or len(set(lengths)) > 1:
-        shapes = ", ".join(str(tuple(f.shape)) for f in features)
-        raise ValueError(f"all features must have one row per example, found shapes {shapes}")
-
-
-def put_examples(row: Tensor, gradients: Gradients, features: Sequence[Tensor]) -> None:
-    """Fills a row (Z,) with the gradients at the features, example after example, zero where there is none."""
-    widths = [f.shape[1:].numel() for f in features]
-    parts = [
-        f.new_zeros(len(f), width) if g is None else g.reshape(len(f), width)
-        for g, f, width in zip(gradients, features, widths, strict=True)
-    ]
-    torch.cat(parts, dim=1, out=row.view(len(features[0]), sum(widths)))
-
-
-def split_examples(row: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-    """The inverse of `put_examples`: a gradient for each of the features, of its shape and dtype."""
-    widths = [f.shape[1:].numel() for f in features]
-    pieces = row.reshape(len(features[0]), sum(widths)).split(widths, dim=1)
-    return [piece.reshape(f.shape).to(f) for piece, f in zip(pieces, features, strict=True)]
-
-
-def _inner(first: Gradients, second: Gradients) -> Tensor | float:
-    pairs = zip(first, second, strict=True)
-    return sum((torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in pairs if a is not None and b is not None), 0.0)
-
-
-def _halves(parameters: Sequence[Parameter]) -> list[tuple[Parameter, ...]]:
-    """Consecutive groups of at most half of all numbers each, as far as single parameters allow."""
-    limit = sum(p.numel() for p in parameters) / 2
-    groups: list[tuple[Parameter, ...]] = []
-    filled = math.inf
-    for p in parameters:
-        if filled + p.numel() > limit:
-            groups.append(())
-            filled = 0
-        groups[-1] += (p,)
-        filled += p.numel()
-    return groups
-
-
-def _wide(tensors: Iterable[Tensor]) -> torch.dtype:
-    """The dtype that holds them all, float32 at least: inner products need the digits."""
-    return functools.reduce(torch.promote_types, {tensor.dtype for tensor in tensors}, torch.float32)
-
-
-def _parts(gradients: Gradients, likes: Sequence[Tensor]) -> list[Tensor]:
-    """Flat gradients, zero where there is none; cat makes the row of them."""
-    return [p.new_zeros(p.numel()) if g is None else g.reshape(-1) for g, p in zip(gradients, likes, strict=True)]
-
-
-def _unflatten(vector: Tensor, parameters: Sequence[Parameter]) -> list[Tensor]:
-    parts = vector.split([p.numel() for p in parameters])
-    return [part.view_as(p).to(p.dtype) for part, p in zip(parts, parameters, strict=True)]
-
-
-def _accumulate(parameters: Sequence[Parameter], gradients: Iterable[Tensor | None]) -> None:
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is None:
-            continue
-        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient

@@ -10,19 +10,19 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from polytask.balancing.base import Balancer, CotangentAggregator, JacobianAggregator
-from polytask.balancing.gradients import (
-    Backward,
+from polytask.balancing.flat import (
     Gradients,
-    _accumulate,
-    _halves,
-    _inner,
-    _parts,
-    _unflatten,
-    _wide,
+    accumulate,
     check_examples,
+    flat_parts,
+    halves,
+    inner,
     put_examples,
     split_examples,
-)
+    unflatten,
+    widest,
+)  # fmt: skip
+from polytask.balancing.gradients import Backward
 from polytask.balancing.keyed import to_device
 from polytask.ranks import Ranks
 
@@ -155,7 +155,7 @@ class ParallelBackward(Backward):
         count = len(names)
         present = [name for name, flag in zip(names, flags[:count], strict=True) if flag]
         reached = [name for name, flag in zip(names, flags[count:], strict=True) if flag]
-        values = told[-max(count, 1) :].to(_wide(self._parameters)).unbind()
+        values = told[-max(count, 1) :].to(widest(self._parameters)).unbind()
         self._values = {name: value for name, value in zip(names, values, strict=False) if name in present}
         return present, reached, told[len(marks) + 1]
 
@@ -164,11 +164,11 @@ class ParallelBackward(Backward):
         if not parameters:
             return []
         flags = [gradient is not None for gradient in gradients]
-        like = parameters[0].new_empty(0, dtype=_wide(parameters))
-        flat = torch.cat([*_parts(gradients, parameters), like.new_tensor(flags)])
+        like = parameters[0].new_empty(0, dtype=widest(parameters))
+        flat = torch.cat([*flat_parts(gradients, parameters), like.new_tensor(flags)])
         self._ranks.sum(flat)
         given = flags if all(flags) else flat[-len(flags) :].tolist()
-        pieces = _unflatten(flat[: -len(flags)], parameters)
+        pieces = unflatten(flat[: -len(flags)], parameters)
         return [piece if flag else None for piece, flag in zip(pieces, given, strict=True)]
 
     # Weights first
@@ -186,9 +186,9 @@ class ParallelBackward(Backward):
             self._weigh_part(names, totals, scales)
         if self._rows:
             weights = torch.stack([torch.as_tensor(self._weights[name]) for name in self._rows]).to(self._jacobian)
-            _merge(self._sums, _unflatten(weights @ self._jacobian[: len(self._rows)], self._shared))
+            _merge(self._sums, unflatten(weights @ self._jacobian[: len(self._rows)], self._shared))
         self._merge_own(self._weights if self._direct else {})
-        _accumulate(self._parameters, self._total(self._sums, self._parameters))
+        accumulate(self._parameters, self._total(self._sums, self._parameters))
 
     def _weigh_part(self, names: Sequence[str], totals: Sequence[Tensor], scales: Sequence[float]) -> None:
         """The weighted gradient of one batch of this rank."""
@@ -218,7 +218,7 @@ class ParallelBackward(Backward):
                 _merge(self._sums, [part], cut + position)
 
     def _accumulate_own(self) -> None:
-        _accumulate(self._specific, self._total(self._sums[len(self._shared) :], self._specific))
+        accumulate(self._specific, self._total(self._sums[len(self._shared) :], self._specific))
 
     # The Jacobian
 
@@ -228,7 +228,7 @@ class ParallelBackward(Backward):
             evidence = self._evidence(reached)
             evidence.jacobian = self._ranks.sum(self._complete(reached))
             gradient = self._combine(evidence, evidence.jacobian, weights)
-            _accumulate(self._shared, self._where_reached(_unflatten(gradient, self._shared)))
+            accumulate(self._shared, self._where_reached(unflatten(gradient, self._shared)))
         self._merge_own({} if self._aggregates else weights)
         self._accumulate_own()
         self._weights = weights
@@ -246,7 +246,7 @@ class ParallelBackward(Backward):
         if list(self._rows) == names:
             return self._jacobian[: len(names)]
         width = sum(p.numel() for p in self._shared)
-        rows = torch.zeros(len(names), width, dtype=_wide(self._shared), device=self._shared[0].device)
+        rows = torch.zeros(len(names), width, dtype=widest(self._shared), device=self._shared[0].device)
         for name, row in self._rows.items():
             rows[names.index(name)] = self._jacobian[row]
         return rows
@@ -254,7 +254,7 @@ class ParallelBackward(Backward):
     # The feature boundary
 
     def _finish_examples(self, present: list[str], examples: Tensor) -> None:
-        dtype, device = _wide(self._shared), self._shared[0].device
+        dtype, device = widest(self._shared), self._shared[0].device
         parts = [self._boundary_rows(present, *batch).to(dtype) for batch in self._kept]
         own = torch.cat(parts, dim=1) if parts else torch.zeros(len(present), 0, dtype=dtype, device=device)
         self._weights = dict.fromkeys(present, 1.0)
@@ -268,7 +268,7 @@ class ParallelBackward(Backward):
             starts = split_examples(piece, features)
             _merge(shared, torch.autograd.grad(features, tuple(self._shared), starts, allow_unused=True))
         self._sums[: len(shared)] = shared
-        _accumulate(self._parameters, self._total(self._sums, self._parameters))
+        accumulate(self._parameters, self._total(self._sums, self._parameters))
 
     def _boundary_rows(
         self, every: list[str], names: list[str], totals: Sequence[Tensor], scales: Sequence[float],
@@ -276,7 +276,7 @@ class ParallelBackward(Backward):
     ) -> Tensor:  # fmt: skip
         """(K, Z) gradients at the boundary of one batch, by example; task-specific ones are added up on the way."""
         rows = torch.zeros(
-            len(every), sum(f.numel() for f in features), dtype=_wide(features), device=features[0].device
+            len(every), sum(f.numel() for f in features), dtype=widest(features), device=features[0].device
         )
         inputs, cut = (*features, *self._specific), len(features)
         for name, total, scale in zip(names, totals, scales, strict=True):
@@ -322,25 +322,25 @@ class ParallelBackward(Backward):
             evidence.gram = gram if len(reached) == len(present) else gram[reached][:, reached]
             combined = self._weights_from(evidence, gram)
             self._weights.update(zip(evidence.names, combined.unbind(), strict=True))
-            _accumulate(self._shared, self._total(self._pull(self._weights, self._shared), self._shared))
+            accumulate(self._shared, self._total(self._pull(self._weights, self._shared), self._shared))
         for _, totals, scales, _ in self._kept:
             _merge(self._sums, self._own_part(totals, scales), len(self._shared))
         self._accumulate_own()
 
     def _products(self, names: Sequence[str]) -> tuple[Tensor, list[int]]:
         """As in one process; the first of a pair is the gradient over all ranks, the second this rank's."""
-        gram = torch.zeros(len(names), len(names), dtype=_wide(self._shared), device=self._shared[0].device)
+        gram = torch.zeros(len(names), len(names), dtype=widest(self._shared), device=self._shared[0].device)
         reached: set[int] = set()
-        for group in _halves(self._shared):
+        for group in halves(self._shared):
             some: list[int] = []
             for i, first in enumerate(names):
                 held = self._total(self._pull({first: 1.0}, group), group)
                 if all(gradient is None for gradient in held):
                     continue
                 if self._ranks.first:  # the same on every rank, and to be counted once
-                    gram[i, i] += _inner(held, held)
+                    gram[i, i] += inner(held, held)
                 for j in some:
-                    product = _inner(held, self._pull({names[j]: 1.0}, group))
+                    product = inner(held, self._pull({names[j]: 1.0}, group))
                     gram[i, j] += product
                     gram[j, i] += product
                 some.append(i)

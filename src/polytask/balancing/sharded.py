@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from polytask.balancing.base import Balancer, CotangentAggregator, JacobianAggregator
-from polytask.balancing.gradients import _accumulate, _wide
+from polytask.balancing.flat import accumulate, widest
 from polytask.balancing.parallel import ParallelBackward
 from polytask.ranks import Ranks
 
@@ -125,7 +125,7 @@ class ShardedBackward(ParallelBackward):
         finally:
             for p, gradient in (*zip(self._parameters, before, strict=True), *strays):
                 p.grad = gradient
-        _accumulate(self._parameters, found)
+        accumulate(self._parameters, found)
         self._kept.clear()
         return self._weights
 
@@ -216,7 +216,7 @@ class ShardedBackward(ParallelBackward):
 
     def _gramian(self, rows: Sequence[Sequence[Tensor | None]]) -> Tensor:
         """(K, K) the shards' products, summed; what is not sharded is the same on every rank and counts once."""
-        dtype, device = _wide(self._shared), self._shared[0].device
+        dtype, device = widest(self._shared), self._shared[0].device
         gram = torch.zeros(len(rows), len(rows), dtype=dtype, device=device)
         for position, sharded in enumerate(self._sharded):
             if not sharded and not self._ranks.first:

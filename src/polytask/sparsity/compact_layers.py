@@ -85,49 +85,33 @@ def _add_map(layer: _Convolution, outputs: Tensor) -> Tensor:
     return outputs + layer.bias_map
 
 
+class _Compact(nn.Module):
+    """What a smaller convolution adds to torch's own, which stands after it among the bases."""
+
+    bias_map: Tensor | None
+
+    def __init__(self, *args: Any, pick: InputPick | None, bias_map: Tensor | None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.pick = pick
+        self.register_buffer("bias_map", bias_map)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _add_map(self, super().forward(_read(self, input)))
+
+
 @final
-class CompactConv1d(nn.Conv1d):
+class CompactConv1d(_Compact, nn.Conv1d):
     """`torch.nn.Conv1d` after a pick of its inputs, plus a bias per position (out, L') where one was folded."""
 
-    bias_map: Tensor | None
-
-    def __init__(self, *args: Any, pick: InputPick | None, bias_map: Tensor | None, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.pick = pick
-        self.register_buffer("bias_map", bias_map)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _add_map(self, super().forward(_read(self, input)))
-
 
 @final
-class CompactConv2d(nn.Conv2d):
+class CompactConv2d(_Compact, nn.Conv2d):
     """`torch.nn.Conv2d` after a pick of its inputs, plus a bias per position (out, H', W') where one was folded."""
 
-    bias_map: Tensor | None
-
-    def __init__(self, *args: Any, pick: InputPick | None, bias_map: Tensor | None, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.pick = pick
-        self.register_buffer("bias_map", bias_map)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _add_map(self, super().forward(_read(self, input)))
-
 
 @final
-class CompactConv3d(nn.Conv3d):
+class CompactConv3d(_Compact, nn.Conv3d):
     """`torch.nn.Conv3d` after a pick of its inputs, plus a bias per position (out, D', H', W') where one was folded."""
-
-    bias_map: Tensor | None
-
-    def __init__(self, *args: Any, pick: InputPick | None, bias_map: Tensor | None, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.pick = pick
-        self.register_buffer("bias_map", bias_map)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _add_map(self, super().forward(_read(self, input)))
 
 
 COMPACT: dict[type[nn.Module], type[nn.Module]] = {

@@ -428,7 +428,8 @@ class _Walker:
         whole = result.shape[1] == value.tensor.shape[1]
         if not whole and (result.dim() != 2 or result.shape[1] != len(value.lanes) * positions):
             return self._opaque(node)
-        if name != "flatten" and node.args[1][1] != -1:  # pyright: ignore
+        shape: Any = node.args[1]
+        if name != "flatten" and shape[1] != -1:
             self._lanes.lock(value.lanes, f"{_where(node)} gives their number as {result.shape[1]}: use flatten or -1")
         if whole:
             return _Value(result, self._run(node, _mask), value.lanes)
@@ -509,7 +510,8 @@ class _Walker:
 
 
 def _call_record(inputs: _Value, fold: Callable[[Tensor, Tensor], Tensor], positions: int) -> Call:
-    constant = ~inputs.varies.transpose(0, 1).flatten(1).bool().any(1)  # pyright: ignore
+    assert inputs.varies is not None, "a layer is called on what follows the network's inputs"
+    constant = ~inputs.varies.transpose(0, 1).flatten(1).bool().any(1)
     return Call(constant, inputs.tensor[0].clone(), fold, positions)
 
 
@@ -534,14 +536,14 @@ def _is_spatial(node: Node) -> bool:
     first = node.args[0]
     assert isinstance(first, Node)
     rank = first.meta["val"].dim()
-    dims = node.args[1] if len(node.args) > 1 else None
-    return isinstance(dims, (list, tuple)) and all(dim % rank >= 2 for dim in dims)  # pyright: ignore
+    dims: Any = node.args[1] if len(node.args) > 1 else None
+    return isinstance(dims, (list, tuple)) and all(dim % rank >= 2 for dim in dims)
 
 
 def _is_spatial_pad(node: Node) -> bool:
     first, padding = node.args[:2]
-    assert isinstance(first, Node)
-    return len(padding) // 2 <= first.meta["val"].dim() - 2  # pyright: ignore
+    assert isinstance(first, Node) and isinstance(padding, (list, tuple))
+    return len(padding) // 2 <= first.meta["val"].dim() - 2
 
 
 def _where(node: Node) -> str:

@@ -266,7 +266,8 @@ def is_tied(module: nn.Module) -> bool:
     """Whether a layer's rows are tied."""
     if not parametrize.is_parametrized(module, "weight"):
         return False
-    return any(isinstance(step, TiedRows) for step in module.parametrizations["weight"])  # pyright: ignore
+    lists: Any = module.parametrizations  # a ModuleDict of lists, which torch annotates as a tensor or module
+    return any(isinstance(step, TiedRows) for step in lists["weight"])
 
 
 def _groups(module: nn.Module, size: int) -> Tensor:

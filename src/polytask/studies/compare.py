@@ -199,10 +199,7 @@ def compare(
         folder = Path("runs") / (Path(config).stem if isinstance(config, str | Path) else "comparison")
     target = Path(folder)
     todo = list(made.jobs(target))
-    for job in todo if not overwrite else ():
-        check_same(job.folder, job.config)
-    check_data(job for job in todo if not finished(job.folder))
-    probe(target)
+    check_ready(todo, target, overwrite)
     _write(made, target)
     records = run_all(todo, jobs=jobs, overwrite=overwrite, progress=progress)
     order = {method: index for index, method in enumerate(made.methods)}
@@ -253,7 +250,15 @@ def _method(name: str, base: spec.Config, change: Any, overrides: spec.Overrides
     return resolved
 
 
-def check_data(todo: Iterable[Job]) -> None:
+def check_ready(todo: Sequence[Job], folder: Path, overwrite: bool) -> None:
+    """Tells before anything is trained what would stop a study: other runs in its folders, missing data, no access."""
+    for job in todo if not overwrite else ():
+        check_same(job.folder, job.config)
+    _check_data(job for job in todo if not finished(job.folder))
+    probe(folder)
+
+
+def _check_data(todo: Iterable[Job]) -> None:
     """Loads every data set once, so that missing files are told before anything is written."""
     known: list[Any] = []
     for job in todo:

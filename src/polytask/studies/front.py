@@ -14,12 +14,11 @@ from typing import Any
 from polytask.balancing.base import Scalarizer
 from polytask.errors import in_words, nearest, whole
 from polytask.studies import spec
-from polytask.studies.compare import check_data, checked_seeds
+from polytask.studies.compare import check_ready, checked_seeds
 from polytask.studies.executors import Job, run_all
 from polytask.studies.front_view import KINDS, Point, View, view
 from polytask.studies.pareto import Vector, check_vectors, read_vectors, simplex_grid
-from polytask.studies.run import check_same, finished
-from polytask.studies.store import RunRecord, probe, read_record, safe_names, write_text
+from polytask.studies.store import RunRecord, read_record, safe_names, write_text
 
 FORMAT = 1
 RECORD = "front.json"
@@ -269,10 +268,7 @@ def front(
         folder = Path("runs") / (Path(config).stem if isinstance(config, str | Path) else "front")
     target = Path(folder)
     todo = list(made.jobs(target))
-    for job in todo if not overwrite else ():
-        check_same(job.folder, job.config)
-    check_data(job for job in todo[:1] if not all(finished(job.folder) for job in todo))
-    probe(target)
+    check_ready(todo, target, overwrite)
     _write(made, target)
     run_all(todo, jobs=jobs, overwrite=overwrite, progress=progress)
     return read_front(target)

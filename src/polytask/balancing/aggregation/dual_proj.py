@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 
-from polytask.balancing.aggregation.preference import Preference
-from polytask.balancing.base import Aggregator, Evidence
+from polytask.balancing.aggregation.preference import PreferenceAggregator
+from polytask.balancing.base import Evidence
 from polytask.balancing.solvers import dual_cone_weights
 
 
 @final
-class DualProj(Aggregator):
+class DualProj(PreferenceAggregator):
     """Projection of the preferred combination Σ_k p_k g_k onto the gradients' dual cone.
 
     The nearest vector to it whose inner product with every g_k is at least 0, so no task's loss rises to
@@ -37,16 +36,5 @@ class DualProj(Aggregator):
     tensor([0.5556, 1.1111, 1.1111])
     """
 
-    def __init__(self, preference: str | Mapping[str, float] | Sequence[float] = "mean") -> None:
-        super().__init__()
-        self.preference = Preference(preference)
-
-    def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
-        self.preference.setup(names)
-        super().setup(names, examples)
-
     def combine(self, evidence: Evidence) -> Tensor:
         return dual_cone_weights(evidence.gramian, self.preference(evidence).unsqueeze(0)).squeeze(0)
-
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"preference": self.preference.describe()}

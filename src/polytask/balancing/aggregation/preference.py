@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polytask.balancing.base import Evidence
+from polytask.balancing.base import Aggregator, Evidence
 from polytask.balancing.keyed import Constants, by_name, in_range
 from polytask.errors import one_of
 
@@ -57,3 +58,22 @@ class Preference:
         if isinstance(self.given, str):
             return self.given
         return dict(self.given) if isinstance(self.given, Mapping) else list(self.given)
+
+
+class PreferenceAggregator(Aggregator, ABC):
+    """An aggregator in which the user may say how much each objective counts.
+
+    Args:
+        preference: see `Preference`.
+    """
+
+    def __init__(self, preference: str | Mapping[str, float] | Sequence[float] = "mean") -> None:
+        super().__init__()
+        self.preference = Preference(preference)
+
+    def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
+        self.preference.setup(names)
+        super().setup(names, examples)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"preference": self.preference.describe()}

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from polytask.balancing.aggregation.preference import Preference
-from polytask.balancing.base import Aggregator, Evidence
+from polytask.balancing.aggregation.preference import PreferenceAggregator
+from polytask.balancing.base import Evidence
 from polytask.balancing.solvers import dual_cone_weights
 
 
 @final
-class UPGrad(Aggregator):
+class UPGrad(PreferenceAggregator):
     """Unconflicting projection of gradients: Σ_k p_k π(g_k).
 
     π projects onto the dual cone {d: ⟨g_j, d⟩ ≥ 0 for all j}: π(g_k) is the vector nearest to g_k that
@@ -39,17 +38,6 @@ class UPGrad(Aggregator):
     tensor([0.2924, 1.9006, 1.9006])
     """
 
-    def __init__(self, preference: str | Mapping[str, float] | Sequence[float] = "mean") -> None:
-        super().__init__()
-        self.preference = Preference(preference)
-
-    def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
-        self.preference.setup(names)
-        super().setup(names, examples)
-
     def combine(self, evidence: Evidence) -> Tensor:
         targets = torch.diag(self.preference(evidence))
         return dual_cone_weights(evidence.gramian, targets).sum(0)
-
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"preference": self.preference.describe()}
