@@ -1,6 +1,7 @@
 """Networks for several tasks: one architecture a file, and the encoders they are built from."""
 
 from polytask.models.base import Block, Blocks, Model
+from polytask.models.by_source import BySource
 from polytask.models.encoders import (
     MLP,
     ConvNet,
@@ -22,6 +23,7 @@ __all__ = [
     "MTAN",
     "Block",
     "Blocks",
+    "BySource",
     "ConvNet",
     "ConvNetAttention",
     "ConvNetMonitor",

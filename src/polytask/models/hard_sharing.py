@@ -8,6 +8,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from polytask.models.base import Block, Blocks, Model, check_heads
+from polytask.models.by_source import encode
 
 
 @final
@@ -38,7 +39,7 @@ class HardSharing(Model):
         self.task_names = tuple(heads)
 
     def features(self, inputs: Any, source: str = "") -> Any:
-        return self.trunk(inputs)
+        return encode(self.trunk, inputs, source)
 
     def head(self, task: str, features: Any, inputs: Any) -> Tensor:
         return self.heads[task](features)

@@ -9,6 +9,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from polytask.models.base import Block, Blocks, Model, check_heads
+from polytask.models.by_source import encode
 
 
 @final
@@ -49,7 +50,7 @@ class SingleTask(Model):
         self.task_names = tuple(heads)
 
     def forward(self, inputs: Any, tasks: Any = None, source: str = "") -> dict[str, Tensor]:
-        return {task: self.heads[task](self.towers[task](inputs)) for task in tasks or self.task_names}
+        return {task: self.heads[task](encode(self.towers[task], inputs, source)) for task in tasks or self.task_names}
 
     def representation(self, task: str, features: Any, inputs: Any) -> Tensor:
         return self.towers[task](inputs)
