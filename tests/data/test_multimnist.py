@@ -62,6 +62,16 @@ def test_inputs_are_unit_floats_and_targets_pass_the_tasks_check(write_mnist):
             assert torch.equal(task.check(target, "here"), target)
 
 
+def test_normalised_inputs_say_how_to_make_them(write_mnist):
+    folder = write_mnist()
+    plain, normalised = (MultiMNIST(folder, validation=2, normalise=on) for on in (False, True))
+    told = normalised.preprocessing
+    for before, after in zip(plain.load(), normalised.load(), strict=True):
+        assert torch.equal(after.inputs, (before.inputs - told["mean"][0]) / told["std"][0])
+        assert all(torch.equal(after.targets[task], before.targets[task]) for task in before.targets)
+    assert "mean" not in plain.preprocessing
+
+
 def test_white_stays_in_range(write_mnist, to_idx):
     folder = write_mnist()
     (folder / MNIST.files[0]).write_bytes(to_idx(np.full((12, 28, 28), 255)))

@@ -8,7 +8,8 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, final
+from types import MappingProxyType
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ class DataSet(ABC):
 
     tasks: tuple[Task, ...]
     files: tuple[str, ...] = ()
-    preprocessing: ClassVar[Mapping[str, Any]] = {}
+    preprocessing: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def load(self) -> Splits:

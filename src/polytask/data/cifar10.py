@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class CIFAR10(DataSet):
 
     tasks = (classification("object", classes=10, labels=CIFAR10_CLASSES),)
     files = CIFAR10_FILES
-    preprocessing: ClassVar[Mapping[str, Any]] = CIFAR_COLOURS
+    preprocessing = CIFAR_COLOURS
 
     def __init__(self, folder: str | Path | None = None, validation: int = 10_000) -> None:
         at_least("validation", validation, 1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +71,7 @@ class Cifar10Mnist(DataSet):
 
     tasks = (classification("cifar", classes=10, labels=CIFAR10_CLASSES), classification("digit", classes=10))
     files = (*CIFAR10_FILES, *MNIST_FILES)
-    preprocessing: ClassVar[Mapping[str, Any]] = CIFAR_COLOURS
+    preprocessing = CIFAR_COLOURS
 
     def __init__(
         self,

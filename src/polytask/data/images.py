@@ -15,11 +15,16 @@ CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
 """Of the pixels of CIFAR-10's 50,000 training images, in [0, 1], for red, green and blue."""
 
+MNIST_MEAN = 0.1307
+MNIST_STD = 0.3081
+"""Of the pixels of MNIST's 60,000 training images, in [0, 1]."""
+
 UNIT_GREY = {"channels": ["grey"], "divided_by": 255}
+NORMALISED_GREY = UNIT_GREY | {"mean": [MNIST_MEAN], "std": [MNIST_STD]}
 CIFAR_COLOURS = {
     "channels": ["red", "green", "blue"], "divided_by": 255, "mean": list(CIFAR_MEAN), "std": list(CIFAR_STD),
 }  # fmt: skip
-"""`DataSet.preprocessing` of grey images in [0, 1], and of normalised colour images."""
+"""`DataSet.preprocessing` of grey images in [0, 1], of normalised ones, and of normalised colour images."""
 
 
 @final

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,7 +51,7 @@ class MNIST(DataSet):
 
     tasks = (classification("digit", classes=10),)
     files = MNIST_FILES
-    preprocessing: ClassVar[Mapping[str, Any]] = UNIT_GREY
+    preprocessing = UNIT_GREY
 
     def __init__(self, folder: str | Path | None = None, validation: int = 10_000) -> None:
         at_least("validation", validation, 1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from polytask.data.base import DataSet, Split, Splits, data_folder, locate, shorten
 from polytask.data.cache import cached, digest
 from polytask.data.compositing import check_seed, draw_pairs, overlay
-from polytask.data.images import UNIT_GREY
+from polytask.data.images import MNIST_MEAN, MNIST_STD, NORMALISED_GREY, UNIT_GREY
 from polytask.data.mnist import DIGIT_SIDE, MNIST_FILES, MNIST_FOLDER, RawDigits, read_mnist, unit_scale
 from polytask.errors import at_least
 from polytask.task import classification
@@ -40,9 +39,9 @@ class MultiMNIST(DataSet):
     the right are the digits of the same split in a drawn order, so no test image contains a digit seen in
     training. 50,000 / 10,000 / 10,000 composites of the splits of `polytask.data.MNIST`.
 
-    Inputs are (N, 1, 28, 28) float32 in [0, 1], targets (N,) int64 in 0..9. Pixels are not rounded to bytes
-    after the resize, and the cache keeps them as float32 (220 MB), so that a run gives the same bits
-    with and without it.
+    Inputs are (N, 1, 28, 28) float32 in [0, 1] unless `normalise`, targets (N,) int64 in 0..9. Pixels are not
+    rounded to bytes after the resize, and the cache keeps them as float32 (220 MB), so that a run gives the
+    same bits with and without it.
 
     Args:
         folder: where MNIST's four files are; by default ``mnist`` below ``POLYTASK_DATA``, see
@@ -50,6 +49,7 @@ class MultiMNIST(DataSet):
         seed: of the pairs, 0..2**32 - 1.
         train_size: keeps only the first so many training composites, at least 1; None keeps all.
         validation: how many of the training images, counted from the end, make the validation split.
+        normalise: subtracts MNIST's mean, 0.1307, and divides by its deviation, 0.3081: networks then learn faster.
         cache: keeps the composites in ``$POLYTASK_CACHE``, else ``~/.cache/polytask``. The file is
             found again only for the same seed, settings, MNIST files and PyTorch version.
 
@@ -62,7 +62,6 @@ class MultiMNIST(DataSet):
 
     tasks = (classification("left", classes=10), classification("right", classes=10))
     files = MNIST_FILES
-    preprocessing: ClassVar[Mapping[str, Any]] = UNIT_GREY
 
     def __init__(
         self,
@@ -70,6 +69,7 @@ class MultiMNIST(DataSet):
         seed: int = 0,
         train_size: int | None = None,
         validation: int = 10_000,
+        normalise: bool = False,
         cache: bool = True,
     ) -> None:
         if train_size is not None:
@@ -79,6 +79,8 @@ class MultiMNIST(DataSet):
         self.seed = check_seed(seed)
         self.train_size = train_size
         self.validation = validation
+        self.normalise = normalise
+        self.preprocessing = NORMALISED_GREY if normalise else UNIT_GREY
         self.cache = cache
 
     def load(self) -> Splits:
@@ -93,6 +95,8 @@ class MultiMNIST(DataSet):
             tensors = cached("multimnist", self._facts(folder), lambda: self._build(folder))
         else:
             tensors = self._build(folder)
+        if self.normalise:
+            tensors |= {name: _normalised(tensors[name]) for name in tensors if name.endswith(".inputs")}
         train, validation, test = (_split(tensors, part) for part in _PARTS)
         return Splits(shorten(train, self.train_size), validation, test)
 
@@ -126,6 +130,10 @@ def compose(digits: RawDigits, rows: Tensor) -> Tensor:
             unit_scale(canvas), size=(DIGIT_SIDE, DIGIT_SIDE), mode="bilinear", antialias=True
         )
     return inputs.clamp_(0, 1)  # the filter's weights sum to 1 only up to rounding
+
+
+def _normalised(images: Tensor) -> Tensor:
+    return (images - MNIST_MEAN).div_(MNIST_STD)
 
 
 def _split(tensors: dict[str, Tensor], part: str) -> Split:
