@@ -13,9 +13,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     'did you mean `epochs`?'
     >>> nearest("zzz", ["epochs", "batch_size"])
     'known: `batch_size`, `epochs`'
+    >>> nearest("mgda", ["MGDA", "UPGrad"])
+    'did you mean `MGDA`?'
     """
     words = sorted(known)
+    alike = {w.lower(): w for w in words}
     close = difflib.get_close_matches(word, words, n=1)
+    close = close or [alike[w] for w in difflib.get_close_matches(word.lower(), alike, n=1)]
     if close:
         return f"did you mean `{close[0]}`?"
     return "known: " + (", ".join(f"`{w}`" for w in words) or "none")

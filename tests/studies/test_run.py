@@ -159,7 +159,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(done, config, tmp_path, monk
         patch.setattr(run_module._Keeper, "on_update", interrupt)
         with pytest.raises(pt.Interrupted):
             run(config, tmp_path / "a")
-    assert read_record(tmp_path / "a").state == "running"
+    assert read_record(tmp_path / "a").state == "interrupted"
     assert not (tmp_path / "a" / "interrupted.ckpt").exists()
     resumed = run(config, tmp_path / "a")
     assert same_weights(folder, tmp_path / "a") and history(folder).equals(history(tmp_path / "a"))

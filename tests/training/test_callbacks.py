@@ -46,6 +46,16 @@ def _fit(
     return run, script
 
 
+def test_a_pattern_monitors_the_mean_of_the_columns_it_fits():
+    columns = {"a": [0.9, 0.2, 0.6, 0.1], "b": [0.1, 0.9, 0.7, 0.95]}
+    scripts = [Script(values, f"validation/{task}/accuracy") for task, values in columns.items()]
+    stopping = cb.EarlyStopping("validation/*/accuracy", patience=9)
+    run = trainer(callbacks=[*scripts, stopping])
+    run.fit(data(), data(8, seed=1), epochs=4)
+    assert stopping.selected_epoch == 3
+    assert same(weights(run.model), scripts[0].weights[2])
+
+
 @pytest.mark.parametrize(
     ("values", "patience", "epochs", "best"),
     [

@@ -98,6 +98,7 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "early stopping without validation": (lambda: trainer(callbacks=[pt.callbacks.EarlyStopping()]).fit((X, Y), epochs=1), ValueError, "monitoring `validation/loss` needs validation data, found none: pass them to `fit`"),
     "plateau without validation": (lambda: trainer(callbacks=[pt.callbacks.ReduceLROnPlateau()]).fit((X, Y), epochs=1), ValueError, "needs validation data, found none"),
     "unknown column": (lambda: trainer(callbacks=[pt.callbacks.EarlyStopping("train/a/acuracy")]).fit((X, Y), epochs=1), ValueError, "unknown column `train/a/acuracy` to monitor: did you mean `train/a/accuracy`?"),
+    "columns of two directions": (lambda: trainer(callbacks=[pt.callbacks.EarlyStopping("train/a/*")]).fit((X, Y), epochs=1), ValueError, "columns monitored together must all be better when higher, or all when lower, found ['train/a/loss', 'train/a/accuracy']"),
     "optimizer is none": (lambda: trainer(optimizer=torch.optim.SGD(network().parameters(), lr=0.1)), TypeError, "`optimizer` must be a function that makes it"),
     "specific optimizer": (lambda: trainer(specific_optimizer="adam"), TypeError, "`specific_optimizer` must be a function that makes it, such as `lambda p: torch.optim.SGD(p, lr=0.1)`, found str"),
     "scheduler": (lambda: trainer(scheduler=3), TypeError, "`scheduler` must be a function that makes it"),

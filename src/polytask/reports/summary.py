@@ -440,7 +440,7 @@ def _add_sweep(summary: Summary, names: Sequence[str]) -> None:
     points = [by_name[name] for name in names if name in by_name]
     baseline = by_name.get(summary.baseline or "")
     summary.sweep = _chosen(points, baseline, summary.metrics, len(summary.seeds))
-    if len(points) < len(names) or any(run.state == "running" for point in points for run in point.runs):
+    if len(points) < len(names) or any(run.state not in ("done", "failed") for point in points for run in point.runs):
         summary.sweep.chosen = None
     away = {point.name for point in points} - {summary.reference}
     summary.methods = [method for method in summary.methods if method.name not in away]

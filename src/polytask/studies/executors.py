@@ -278,7 +278,7 @@ def _progress_of(job: Job) -> tuple[float, str]:
         record = read_record(job.folder)
     except (OSError, ValueError):
         return 0.0, ""
-    if record.state != "running":
+    if record.state in ("done", "failed"):
         return 1.0, ""
     epochs = job.config["epochs"]
     return record.epochs / epochs, f"{record.method} seed {record.seed}: {record.epochs}/{epochs}"

@@ -453,6 +453,7 @@ def _carry_out(built: spec.Built, splits: Splits, record: RunRecord) -> None:
 def _note_interruption(record: RunRecord, interrupted: Interrupted, first: bool) -> None:
     # on resuming there must be no doubt which file is newer
     assert record.folder is not None
+    record.state = "interrupted"
     path, interrupted.path = interrupted.path, record.folder / "last.ckpt"
     if first:
         os.replace(path, interrupted.path)

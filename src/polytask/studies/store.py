@@ -39,7 +39,7 @@ class RunRecord:
     Attributes:
         method: the name under which a comparison lists it.
         seed: its seed.
-        state: ``running``, ``done`` or ``failed``.
+        state: ``running`` (also if it was killed), ``interrupted``, ``done`` or ``failed``.
         tasks: `Task.describe()` of each task: name, kind, outputs, metric, higher_is_better, weight, labels.
         metrics: {"validation" or "test": {"loss", "<task>/loss", "<task>/<metric>", "<objective>/value": value}} of
             the weights that were kept; the test part is reported, never selected on.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import math
 import os
@@ -169,17 +170,28 @@ class Run:
             module.load_state_dict({k.removeprefix(prefix): v for k, v in snapshot.items() if k.startswith(prefix)})
 
     def direction(self, monitor: str) -> str:
-        """``min`` or ``max``: which way the history column `monitor` is better.
+        """``min`` or ``max``: which way the history column `monitor` is better; see `columns`."""
+        return self._columns()[self.columns(monitor)[0]]
+
+    def columns(self, monitor: str) -> list[str]:
+        """The history columns whose mean `monitor` names: itself, or those that a pattern with ``*`` fits.
 
         Raises:
-            ValueError: no such column can exist in this run.
+            ValueError: no such column can exist in this run, or the pattern fits some where higher is better and
+                others where lower is.
         """
         known = self._columns()
         if monitor.startswith("validation/") and self.validation is None:
             raise ValueError(f"monitoring `{monitor}` needs validation data, found none: pass them to `fit`")
-        if monitor not in known:
+        found = [monitor] if monitor in known else fnmatch.filter(known, monitor) if "*" in monitor else []
+        if not found:
             raise ValueError(f"unknown column `{monitor}` to monitor: {nearest(monitor, known)}")
-        return known[monitor]
+        if len({known[name] for name in found}) > 1:
+            raise ValueError(
+                f"columns monitored together must all be better when higher, or all when lower, found {found} for "
+                f"`{monitor}`"
+            )
+        return found
 
     def _columns(self) -> dict[str, str]:
         parts = ["train"] + ["validation"] * (self.validation is not None)

@@ -21,7 +21,8 @@ class EarlyStopping(Callback):
     epochs than a cycle compares nothing by cycles, and ends with its last weights; a warning says so.
 
     Args:
-        monitor: a column of the history; see `polytask.training.History`.
+        monitor: a column of the history, see `polytask.training.History`; or a pattern such as
+            ``validation/*/accuracy``, for the mean of the columns that it fits.
         patience: cycles (or epochs) without improvement before the end, at least 1.
         min_delta: smallest change that counts as improvement, at least 0.
         by: ``cycle`` compares ends of whole cycles of the schedule, where figures are alike, and counts

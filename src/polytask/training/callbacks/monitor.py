@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from polytask.errors import at_least, one_of
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("polytask")
 
 
+def mean_of(row: Mapping[str, Any], columns: Sequence[str]) -> float:
+    """The mean of some columns of the history's row, NaN if one is not there."""
+    return sum(row.get(name, math.nan) for name in columns) / len(columns)
+
+
 class Monitor:
     """The best value of one column of the history.
 
@@ -22,8 +27,8 @@ class Monitor:
     cycles of the schedule are looked at and compared; joint training has cycles of one epoch.
 
     Args:
-        column: ``validation/loss``, ``validation/<task>/<metric>``, ``train/loss``, ...; its direction is
-            the metric's own.
+        column: ``validation/loss``, ``validation/<task>/<metric>``, ``train/loss``, ..., or a pattern such as
+            ``validation/*/accuracy``, the mean of those it fits; its direction is the metric's own.
         by: ``cycle`` or ``epoch``: what is compared and counted.
         min_delta: by how much a value must be better to count, in the column's own units, at least 0.
     """
@@ -49,6 +54,7 @@ class Monitor:
             ValueError: the run has no such column.
         """
         self.reset()
+        self._columns = run.columns(self.column)
         self._sign = 1.0 if run.direction(self.column) == "max" else -1.0
         if self._by == "cycle" and run.epochs < run.cycle:
             logger.warning(
@@ -62,7 +68,7 @@ class Monitor:
 
     def improved(self, run: Run, row: Mapping[str, Any]) -> bool:
         """Takes note of an epoch that `counts`; whether it is the best so far."""
-        value = row.get(self.column, math.nan)
+        value = mean_of(row, self._columns)
         better = math.isnan(self.best) or (value - self.best) * self._sign > self._min_delta
         if better and math.isfinite(value):
             self.best, self.best_epoch, self.waited = value, run.epoch + 1, 0
