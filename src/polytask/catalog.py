@@ -103,7 +103,7 @@ def catalog(kind: str | None = None) -> list[Entry]:
         kind: one of `KINDS`; all if None.
 
     >>> [entry.name for entry in catalog("schedule")]
-    ['AlternateBatches', 'AlternateEpochs', 'Joint']
+    ['AlternateBatches', 'AlternateEpochs', 'BySimilarity', 'BySize', 'Curriculum', 'Joint', 'SingleTaskEpochs']
     """
     kinds = KINDS if kind is None else {kind: KINDS[kind]}
     return [entry for key, (packages, contract) in kinds.items() for entry in _entries(key, packages, contract)]

@@ -97,6 +97,13 @@ def _penalty(folder: Path) -> Result:
     return fitted(source, data(13, seed=1), objectives=[Decay("decay", 0.01)], accumulate=2)
 
 
+@case("tasks chosen by how their predictions correlate")
+def _chosen(folder: Path) -> Result:
+    schedule = pt.schedules.BySimilarity("a", "predictions", inner=pt.schedules.AlternateBatches())
+    correlation = pt.callbacks.PredictionCorrelation()
+    return fitted(data(25), data(13, seed=1), schedule=schedule, callbacks=[correlation], evaluation_batch_size=4)
+
+
 @case("a task seen on one rank only")
 def _unseen(folder: Path) -> Result:
     x, y = data(24)

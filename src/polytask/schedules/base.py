@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,15 @@ class Update:
         if not self.shared and self.specific is not None and not self.specific:
             raise ValueError("an update must touch at least one block, found neither shared nor specific ones")
 
+    def concerns(self, task: str) -> bool:
+        """Whether the loss of `task` takes part, where the task is present.
+
+        >>> [Update(shared=False, specific=frozenset({"a"})).concerns(task) for task in "ab"]
+        [True, False]
+        """
+        within = self.shared or self.specific is None or task in self.specific
+        return within and (self.objectives is None or task in self.objectives)
+
 
 NONE: frozenset[str] = frozenset()
 JOINT = Update(shared=True)
@@ -44,6 +53,28 @@ class Schedule(ABC):
     def cycle(self) -> int:
         """Epochs after which the pattern repeats: figures are comparable between ends of cycles."""
         return 1
+
+    @property
+    def lead(self) -> int:
+        """Epochs before the first that belongs to the repeating pattern, as while a curriculum grows."""
+        return 0
+
+    def setup(
+        self,
+        tasks: Sequence[str],
+        counts: Mapping[str, int] | None = None,
+        terms: Mapping[str, str | None] | None = None,
+    ) -> None:
+        """Learns what it schedules and forgets what an earlier fit taught it; called once at the start of a fit.
+
+        Args:
+            tasks: the trainer's tasks, in order.
+            counts: {task: training examples that carry its target}; None if the source cannot tell beforehand.
+            terms: {objective beside the tasks' losses: the task whose block it belongs to, None for the shared one}.
+
+        Raises:
+            ValueError: the schedule does not fit them.
+        """
 
     @abstractmethod
     def phase(self, epoch: int) -> str:

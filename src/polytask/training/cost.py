@@ -116,8 +116,10 @@ def measure(trainer: Trainer, source: Source) -> dict[str, Any]:
 
 
 def _phases(trainer: Trainer, source: Source, batches: tuple[Batch, ...], size: int) -> dict[str, Any]:
-    schedule, phases = trainer.schedule, {}
-    for epoch in range(schedule.cycle):
+    schedule, phases = copy.deepcopy(trainer.schedule), {}
+    terms = {name: objective.block for name, objective in trainer.objectives.items()}
+    schedule.setup(list(trainer.tasks), source.label_counts(), terms)
+    for epoch in range(schedule.lead + schedule.cycle):
         phase = schedule.phase(epoch)
         if phase in phases:
             continue

@@ -108,11 +108,13 @@ class Run:
             trainer.evaluation_batch_size, self.ranks,
         )  # fmt: skip
         trainer.balancer.setup([*trainer.tasks, *trainer.objectives], train.label_counts())
+        terms = {name: objective.block for name, objective in trainer.objectives.items()}
+        trainer.schedule.setup(list(trainer.tasks), train.label_counts(), terms)
         together.align([self.model, *trainer.objectives.values(), trainer.balancer], self.ranks)
         self._unseen = set(trainer.tasks) if train.label_counts() is None else set()
         try:
             self._check_updates()
-            if any(not trainer.schedule.moves_shared(epoch) for epoch in range(min(self.cycle, epochs))):
+            if any(not trainer.schedule.moves_shared(epoch) for epoch in self._unlike_epochs):
                 self._caches.insist(train, "train")
         finally:
             self.freezer.restore()
@@ -122,6 +124,11 @@ class Run:
         """Optimizer steps in an epoch; None if only the end of the data tells."""
         batches = self.train.steps_per_epoch
         return None if batches is None else -(-batches // self.trainer.accumulate)
+
+    @property
+    def _unlike_epochs(self) -> range:
+        """The epochs after which none brings anything new: what the schedule leads with, and one cycle."""
+        return range(min(self.trainer.schedule.lead + self.cycle, self.epochs))
 
     @property
     def _acting(self) -> list[Callback]:
@@ -294,10 +301,10 @@ class Run:
         self.optimizers.end_epoch()
         self.history.append(row)
         self.train.observe(row)
-        self.trainer.schedule.observe(row)
         self.trainer.balancer.observe(row)
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
+        self.trainer.schedule.observe(self.ranks.share(self.history[-1]))  # with the figures that callbacks noted
         self._stopped_anywhere()  # before `on_boundary`, which may write it down
         self.epoch += 1
         self.step_in_epoch = 0
@@ -326,7 +333,7 @@ class Run:
     def _check_updates(self) -> None:
         schedule = self.trainer.schedule
         known = set(self.trainer.tasks)
-        for epoch in range(min(schedule.cycle, self.epochs)):
+        for epoch in self._unlike_epochs:
             for step in (0, 1):
                 for update in schedule.updates(epoch, step):
                     for name in (update.specific or frozenset()) - known:
