@@ -17,6 +17,8 @@ from polytask.models import Block
 
 NAN = float("nan")
 TASKS = ("a", "b", "c")
+FEATURED = ["monitored", "mtan", "cross-stitch", "mmoe", "cgc", "ple", "shared decision"]
+"""Forms of `network` with a boundary that is more than a trunk's output, or heads that do more than heads."""
 
 
 def tasks(names: str = "ab", **options: Any) -> list[pt.Task]:
@@ -76,8 +78,38 @@ class Whole(nn.Module):
         return {name: head(z) for name, head in self.tops.items()}
 
 
+def _experts(kind: str, inputs: int, count: int) -> list[nn.Module]:
+    return [nn.Sequential(*_layers(kind, inputs, 6)) for _ in range(count)]
+
+
+def _ple(kind: str, names: str, shared: nn.Module, own: dict[str, nn.Module]) -> pt.models.Model:
+    common = [_experts(kind, 3, 1), _experts(kind, 6, 2)]
+    return pt.models.PLE(common, {n: [_experts(kind, 3, 1), _experts(kind, 6, 1)] for n in names}, [3, 6], own)
+
+
+def _cgc(kind: str, names: str, shared: nn.Module, own: dict[str, nn.Module]) -> pt.models.Model:
+    return pt.models.CGC(_experts(kind, 6, 2), {name: _experts(kind, 6, 1) for name in names}, 6, own, encoder=shared)
+
+
+def _shared_decision(kind: str, names: str, shared: nn.Module, own: dict[str, nn.Module]) -> pt.models.Model:
+    outputs = {name: 3 if name == "b" else 1 for name in names}
+    decision = nn.Sequential(*_layers(kind, sum(outputs.values()), 4))
+    readouts = {name: nn.Sequential(*_layers(kind, 4, 4), nn.Linear(4, count)) for name, count in outputs.items()}
+    return pt.models.SharedDecision(shared, own, decision, readouts)
+
+
+_FORMS: dict[str, Callable[..., pt.models.Model]] = {
+    "cross-stitch": lambda kind, names, shared, own: pt.models.CrossStitch([shared, *_experts(kind, 6, 1)], own),
+    "mmoe": lambda kind, names, shared, own: pt.models.MMoE(_experts(kind, 3, 3), 3, own),
+    "soft": lambda kind, names, shared, own: pt.models.SoftSharing({name: trunk(kind) for name in names}, own),
+    "cgc": _cgc,
+    "ple": _ple,
+    "shared decision": _shared_decision,
+}
+
+
 def network(kind: str = "plain", names: str = "ab", form: str = "hard", seed: int = 0) -> pt.models.Model:
-    """A fresh network: `kind` plain, dropout, norm, norm+dropout; `form` hard, partitioned, single, monitored, mtan."""
+    """A fresh network: `kind` plain, dropout, norm, norm+dropout; `form` hard, partitioned, single, soft, FEATURED."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         shared, own = trunk(kind), heads(names, kind)
@@ -87,6 +119,8 @@ def network(kind: str = "plain", names: str = "ab", form: str = "hard", seed: in
             stages = [shared, nn.Sequential(*_layers(kind, 6, 6))]
             masks = {name: [nn.Sequential(*_layers(kind, 6, 6), nn.Sigmoid())] for name in names}
             return pt.models.MTAN(stages, masks, own)
+        if form in _FORMS:
+            return _FORMS[form](kind, names, shared, own)
     if form == "hard":
         return pt.models.HardSharing(shared, own)
     if form == "single":

@@ -93,7 +93,7 @@ def test_the_terms_alone_move_the_trunk_towards_the_teachers():
     assert gap() < 0.25 * start
 
 
-@pytest.mark.parametrize("form", ["single", "hard", "monitored", "mtan"])
+@pytest.mark.parametrize("form", ["single", "soft", "hard", "monitored", "mtan", "cross-stitch", "mmoe", "cgc", "ple"])
 def test_a_teacher_s_features_are_what_its_head_reads(form: str):
     whole = teacher(form).eval()
     term = FeatureDistillation("b", whole, nn.Identity())

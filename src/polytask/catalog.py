@@ -19,7 +19,7 @@ KINDS: dict[str, tuple[tuple[str, ...], type]] = {
     "schedule": (("polytask.schedules",), Schedule),
     "balancer": (("polytask.balancing.scalarization", "polytask.balancing.aggregation"), Balancer),
     "model": (("polytask.models",), Model),
-    "objective": (("polytask.distillation", "polytask.sparsity"), Objective),
+    "objective": (("polytask.distillation", "polytask.models", "polytask.sparsity"), Objective),
     "callback": (("polytask.training.callbacks", "polytask.sparsity"), Callback),
     "data set": (("polytask.data",), DataSet),
 }

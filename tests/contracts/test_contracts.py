@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torchjd.aggregation
-from tests.helpers import SaveAll, Witness, adam, data, network, same, tasks, trainer, weights
+from tests.helpers import FEATURED, SaveAll, Witness, adam, data, network, same, tasks, trainer, weights
 from tests.inputs import HARD
 
 import polytask as pt
@@ -111,7 +111,7 @@ def test_balancers_train_under_every_schedule_and_are_deterministic(kind: type, 
     assert all(torch.isfinite(value).all() for value in results[0].values())
 
 
-@pytest.mark.parametrize("form", ["monitored", "mtan"])
+@pytest.mark.parametrize("form", FEATURED)
 @pytest.mark.parametrize("kind", BALANCERS.values())
 def test_balancers_train_networks_whose_heads_do_more(kind: type, form: str):
     """Heads that read the inputs, and features that are several tensors; updates of both blocks in every epoch."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import data, network, same, weights
+from tests.helpers import FEATURED, data, network, same, weights
 from torch import nn
 
 from polytask.models import ConvNet, LeNet, lsuv
@@ -35,7 +35,7 @@ def outputs(model: nn.Module, inputs: Any) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("form", ["hard", "single", "partitioned", "monitored", "mtan"])
+@pytest.mark.parametrize("form", ["hard", "single", "soft", "partitioned", *FEATURED])
 def test_every_layer_of_any_network_reaches_the_wanted_deviation(form: str):
     model = network("norm+dropout", "abc", form)
     reached = lsuv(model, X, std=2.0, tolerance=0.01)

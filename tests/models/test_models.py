@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import Whole, data, heads, network, same, trainer, trunk, weights
+from tests.helpers import FEATURED, Whole, data, heads, network, same, trainer, trunk, weights
 from torch import nn
 
 import polytask as pt
 from polytask.models import MLP, HardSharing, LeNet, Partitioned, SingleTask
 
-FORMS = ["hard", "partitioned", "partitioned by shared only", "single", "monitored", "mtan"]
+FORMS = ["hard", "partitioned", "partitioned by shared only", "single", "soft", *FEATURED]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -31,7 +31,7 @@ def test_blocks_hold_every_parameter_and_outputs_fit(form: str):
     assert list(model(torch.randn(5, 3), ["c", "a"])) == ["c", "a"]
 
 
-@pytest.mark.parametrize("form", ["hard", "partitioned", "single", "monitored", "mtan"])
+@pytest.mark.parametrize("form", ["hard", "partitioned", "single", "soft", *FEATURED])
 def test_every_module_with_buffers_belongs_to_one_block(form: str):
     model = network("norm+dropout", "abc", form)
     blocks = model.blocks()

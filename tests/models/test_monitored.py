@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import SaveAll, adam, data, heads, network, same, sgd, trainer, trunk, weights
+from tests.helpers import FEATURED, SaveAll, adam, data, heads, network, same, sgd, trainer, trunk, weights
 from torch import nn
 
 import polytask as pt
@@ -93,7 +93,7 @@ def test_alpha_is_saved_and_belongs_to_the_task():
     assert fixed.mixes["a"].weights.tolist() == [0.75, 0.25]
 
 
-@pytest.mark.parametrize("form", ["monitored", "mtan"])
+@pytest.mark.parametrize("form", FEATURED)
 def test_cached_and_recomputed_features_give_the_same_training(form: str):
     runs = []
     for cached in (True, False):
@@ -108,7 +108,7 @@ def test_cached_and_recomputed_features_give_the_same_training(form: str):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["monitored", "mtan"])
+@pytest.mark.parametrize("form", FEATURED)
 def test_a_resumed_run_ends_with_the_same_bits(form: str, tmp_path: Any):
     def run(resume: Any = None) -> SaveAll:
         keeper = SaveAll(None if resume else tmp_path)

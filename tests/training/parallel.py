@@ -56,6 +56,19 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 
 
+def _architecture(form: str, **options: Any) -> None:
+    @case(form)
+    def run(folder: Path) -> Result:
+        made = trainer(network(form=form), schedule=pt.schedules.AlternateBatches(), **options)
+        history = made.fit(data(25, missing=True), data(13, seed=1), epochs=2)
+        return {"weights": weights(made.model), "history": list(history)}
+
+
+for _form in ("cross-stitch", "mmoe", "ple", "shared decision"):
+    _architecture(_form, balancer=pt.aggregation.MGDA())
+_architecture("soft", objectives=[pt.models.TowerDistance(0.1)])
+
+
 def _grid(balancer: str, schedule: str) -> None:
     @case(f"{schedule} {balancer}")
     def run(folder: Path) -> Result:

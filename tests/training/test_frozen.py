@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import Witness, adam, data, network, same, sgd, trainer, weights
+from tests.helpers import FEATURED, Witness, adam, data, network, same, sgd, trainer, weights
 from torch import nn
 
 import polytask as pt
@@ -44,7 +44,7 @@ def test_frozen_blocks_keep_every_bit(optimizer: str, schedule: str, form: str, 
 
 
 @pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("form", ["monitored", "mtan"])
+@pytest.mark.parametrize("form", FEATURED)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_frozen_blocks_of_networks_whose_heads_do_more_keep_every_bit(schedule: str, form: str, cached: bool):
     """Monitors and attention rest with their heads; alpha too, which belongs to no layer."""
@@ -58,7 +58,7 @@ def test_frozen_blocks_of_networks_whose_heads_do_more_keep_every_bit(schedule: 
     assert witness.live_seen >= 12
 
 
-@pytest.mark.parametrize("form", ["hard", "partitioned", "single", "monitored", "mtan"])
+@pytest.mark.parametrize("form", ["hard", "partitioned", "single", "soft", *FEATURED])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_absent_tasks_keep_every_bit(optimizer: str, form: str):
     x, y = data(24, "abc")

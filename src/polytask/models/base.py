@@ -38,7 +38,7 @@ class Blocks:
     """All parameters of a model, each in at least one block.
 
     Attributes:
-        shared: what every task goes through; may be empty.
+        shared: what every task goes through, or more than one does; may be empty.
         specific: {task: what only this task (or a group of tasks that all list it) goes through}.
     """
 
@@ -150,3 +150,13 @@ def check_same_tasks(name: str, modules: Mapping[str, object], heads: Mapping[st
     for task, module in modules.items():
         if not isinstance(module, nn.Module) and not isinstance(module, list):
             raise TypeError(f"`{name}` must map tasks to modules, found {type(module).__name__} for task `{task}`")
+
+
+def check_apart(name: str, modules: Mapping[str, nn.Module]) -> None:
+    """Raises if two of the modules, {what it is: module} of the argument `name`, have a parameter in common."""
+    owners: dict[int, str] = {}
+    for what, module in modules.items():
+        for parameter in module.parameters():
+            owner = owners.setdefault(id(parameter), what)
+            if owner != what:
+                raise ValueError(f"`{name}` must be modules of their own, found one parameter in {owner} and {what}")
