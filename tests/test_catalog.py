@@ -16,7 +16,7 @@ def test_every_kind_has_its_members():
     assert {"AlternateBatches", "AlternateEpochs", "Joint"} <= set(names["schedule"])
     assert {"Linear", "MGDA"} <= set(names["balancer"])
     assert {"HardSharing", "SingleTask", "Partitioned"} <= set(names["model"])
-    assert {"EarlyStopping", "Checkpoint"} <= set(names["callback"])
+    assert {"EarlyStopping", "Checkpoint", "TeacherAnnealing"} <= set(names["callback"])
     assert {"CircleRhombus", "MultiDigits", "MNIST", "MultiMNIST"} <= set(names["data set"])
 
 

@@ -98,7 +98,7 @@ def test_a_teacher_s_features_are_what_its_head_reads(form: str):
     whole = teacher(form).eval()
     term = FeatureDistillation("b", whole, nn.Identity())
     x = data()[0]
-    features = term._features(context(torch.zeros(24, 6)))
+    features = term._ask(context(torch.zeros(24, 6)).batch)
     assert torch.equal(whole.heads["b"](features), whole(x)["b"])
 
 

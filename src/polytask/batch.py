@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,8 +35,8 @@ class Batch:
 
     Attributes:
         targets: {task: tensor}, first dimension `size`.
-        counts: {task: how many of the examples carry a target}, known on the host so that no step
-            waits for a device. A task with count 0 is absent.
+        counts: {task: how many of the examples carry a target, or are in its loss for another reason}, known on
+            the host so that no step waits for a device. A task with count 0 is absent.
         size: number of examples.
         source: name of the source, "" if there is one only.
         rows: indices of the examples within their source (N,), or None where the inputs differ from visit
@@ -43,9 +44,14 @@ class Batch:
         weights: {task: one factor per example} for the tasks that have sample weights.
         everywhere: `counts` over the parts of all ranks, where the source knows them; None where each rank
             knows its own part only, and with one process.
+        known: {name: what is known beforehand of these examples}, see `polytask.data.Remembered`.
+        totals: {task: what takes the place of its `Task.total` for these examples}, with the same arguments and
+            meaning; the task's own where there is none.
     """
 
-    __slots__ = ("_inputs", "_load", "counts", "everywhere", "rows", "size", "source", "targets", "weights")
+    __slots__ = (
+        "_inputs", "_load", "counts", "everywhere", "known", "rows", "size", "source", "targets", "totals", "weights",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -68,6 +74,8 @@ class Batch:
         self.rows = rows
         self.weights = weights or {}
         self.everywhere = everywhere
+        self.known: dict[str, Any] = {}
+        self.totals: dict[str, Callable[[Tensor, Tensor, int, Tensor | None], Tensor]] = {}
 
     @property
     def inputs(self) -> Any:
@@ -76,8 +84,15 @@ class Batch:
             self._inputs, self._load = self._load(), None
         return self._inputs
 
+    def but(self, **changes: Any) -> Batch:
+        """This batch with other values of some attributes; its inputs are still gathered on first use."""
+        other = copy.copy(self)
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
+
     def to(self, device: torch.device) -> Batch:
-        """This batch with every tensor on `device`."""
+        """This batch as its source made it, nothing more known of it, with every tensor on `device`."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from polytask.data.source import Source
     from polytask.schedules.base import Update
     from polytask.training.run import Run
 
@@ -49,6 +50,13 @@ class Callback:
     """
 
     observes_only: bool = False
+
+    def serve(self, source: Source) -> Source:
+        """What a fit is to train on in place of `source`, not bound yet: itself, or one that wraps it.
+
+        Called before `on_fit_start`, for every fit.
+        """
+        return source
 
     def on_fit_start(self, run: Run) -> None:
         """Before the first update. Raise here what can be known to be wrong."""

@@ -20,7 +20,7 @@ KINDS: dict[str, tuple[tuple[str, ...], type]] = {
     "balancer": (("polytask.balancing.scalarization", "polytask.balancing.aggregation"), Balancer),
     "model": (("polytask.models",), Model),
     "objective": (("polytask.distillation", "polytask.models", "polytask.sparsity"), Objective),
-    "callback": (("polytask.training.callbacks", "polytask.sparsity"), Callback),
+    "callback": (("polytask.training.callbacks", "polytask.sparsity", "polytask.distillation"), Callback),
     "data set": (("polytask.data",), DataSet),
 }
 """Kind -> packages that export its members, and the contract they fulfil."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from polytask.batch import Batch
+    from polytask.data.source import Source
     from polytask.models.base import Model
     from polytask.task import Task
 
@@ -59,6 +60,13 @@ class Objective(nn.Module, ABC):
         Raises:
             ValueError: it does not fit them.
         """
+
+    def serve(self, source: Source) -> Source:
+        """What a fit is to train on in place of `source`, not bound yet: itself, or one that wraps it.
+
+        For what a term wants to know of the examples before it meets them, see `polytask.data.Remembered`.
+        """
+        return source
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint's fingerprint records of it; plain values."""

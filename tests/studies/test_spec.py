@@ -140,6 +140,17 @@ def test_what_a_class_refuses_is_told_in_one_line(config, overrides, message):
     assert "\n" not in str(caught.value)
 
 
+def test_the_seed_may_stand_in_any_text(config, tmp_path):
+    """Weights to start from that are those of the run's own seed."""
+    config["start"] = str(tmp_path / "seed-{seed}")
+    for seed in (1, 2):
+        resolved = spec.resolve({key: value for key, value in config.items() if key != "start"}, {"seed": seed})
+        spec.build(resolved).trainer.save(tmp_path / f"seed-{seed}")
+    starts = [spec.build(spec.resolve(config, {"seed": seed})).start for seed in (1, 2)]
+    assert starts == [spec.digest(tmp_path / f"seed-{seed}") for seed in (1, 2)]
+    assert starts[0] != starts[1]
+
+
 def test_a_head_without_a_task_is_refused(config):
     heads = config["model"]["init_args"]["heads"]
     heads["romb"] = heads.pop("rhombus")

@@ -124,6 +124,14 @@ def _unseen(folder: Path) -> Result:
     return fitted(Rows(x, y), epochs=2)
 
 
+@case("teachers of examples with and without targets")
+def _taught(folder: Path) -> Result:
+    x, y = data(25, missing=True)
+    y["b"][:16] = -100
+    annealing = pt.distillation.TeacherAnnealing(network("norm", form="single", seed=7))
+    return fitted((x, y), data(13, seed=1), callbacks=[annealing], accumulate=2)
+
+
 @case("an update that moves nothing, then one that does")
 def _idle(folder: Path) -> Result:
     x, y = data(24)

@@ -141,7 +141,8 @@ def build(
     """Makes the objects of a resolved configuration.
 
     Initial weights are drawn under the configuration's seed, or read from its `start`; the caller's random state is
-    left as it was.
+    left as it was. In every text of the configuration ``{seed}`` stands for its seed: each run of a comparison can so
+    name the teacher, or the weights to start from, of its own seed.
 
     Args:
         config: what `resolve` returned.
@@ -154,6 +155,7 @@ def build(
             are another network's.
         FileNotFoundError: the folder to start from holds no weights.
     """
+    config = _with_seed(dict(config), config["seed"])
     parser = parser_for_train()
     parsed = parser.parse_object(copy.deepcopy(dict(config)))
     with torch.random.fork_rng(devices=[]):
@@ -169,6 +171,15 @@ def build(
         seed=made.seed, folder=folder, progress=False,
     )  # fmt: skip
     return Built(made.data, trainer, made.epochs, _begin(trainer, config.get("start")))
+
+
+def _with_seed(value: Any, seed: int) -> Any:
+    """Nested settings with the seed in place of ``{seed}``."""
+    if isinstance(value, Mapping):
+        return {key: _with_seed(item, seed) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_seed(item, seed) for item in value]
+    return value.replace("{seed}", str(seed)) if isinstance(value, str) else value
 
 
 def _begin(trainer: Trainer, start: str | None) -> str:

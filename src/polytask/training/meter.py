@@ -92,8 +92,8 @@ class Meter:
 
     def _metric(self, name: str, outputs: Tensor, targets: Tensor) -> float:
         task = self._tasks[name]
-        if self._ranks is not None or self._counts[name] < len(targets):
-            present = task.present(targets)
+        present = task.present(targets)  # counts do not tell: an example may be in the loss without a target
+        if not present.all():
             outputs, targets = outputs[present], targets[present]
         if len(outputs) < task.metric.least or not torch.isfinite(outputs).all():
             return float("nan")

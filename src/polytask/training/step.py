@@ -270,7 +270,8 @@ class Step:
                 count, target = batch.counts[name], batch.targets[name]
                 if name not in self._checked:
                     _check_width(self._tasks[name], outputs[name], batch.size)
-                totals[name] = self._tasks[name].total(outputs[name], target, count, batch.weights.get(name))
+                total = batch.totals.get(name, self._tasks[name].total)
+                totals[name] = total(outputs[name], target, count, batch.weights.get(name))
                 if meter is not None and name not in look.metered:
                     meter.add(name, totals[name], count)
                     meter.keep(name, outputs[name], target)

@@ -203,6 +203,8 @@ class Trainer:
         """
         whole("epochs", epochs, 1)
         train_source = as_source(train, self.tasks, batch_size=self.batch_size, shuffle=True, where="train")
+        for part in (*self.objectives.values(), *self.callbacks):
+            train_source = part.serve(train_source)
         train_source.shard(self.ranks.index, self.ranks.count)
         train_source.bind(self.tasks, self.device, "train", self.seed)
         self._check_all_tasks(train_source)

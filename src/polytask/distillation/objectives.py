@@ -1,38 +1,54 @@
-"""Objectives that draw a network towards trained ones: on their features (KDMTL) or on their outputs."""
+"""Terms that draw a network towards trained ones: on their features (KDMTL) or on their outputs."""
 
 from __future__ import annotations
 
-import copy
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from polytask.errors import nearest
+from polytask.batch import Batch
+from polytask.data.remembered import Remembered
+from polytask.data.source import Source
+from polytask.distillation.teachers import (
+    CACHE_LIMIT,
+    answer,
+    check_outputs,
+    check_taught,
+    check_teacher,
+    check_temperature,
+    concerned,
+    digest,
+    distance_for,
+    frozen,
+    outputs_of,
+)
+from polytask.errors import at_least
 from polytask.models.base import Model
 from polytask.objective import Context, Objective
-from polytask.task import Binary, Classification, MultiLabel, Regression, Task
-
-__all__ = ["FeatureDistillation", "LogitDistillation", "kdmtl"]
+from polytask.task import Task
 
 
 class _Distillation(Objective):
     """What both kinds share: a teacher that nothing trains, and checks that it fits.
 
     The teacher is a copy, in eval mode and out of the reach of optimizers and checkpoints: whoever resumes a run brings
-    the same teacher again, and the run's fingerprint is refused if it is another.
+    the same teacher again, and the run's fingerprint is refused if it is another. What it gives for the training
+    examples is computed once where their inputs never change, see `polytask.data.Remembered`.
     """
 
-    def __init__(self, task: str, teacher: nn.Module, name: str, weight: float, block: str | None) -> None:
+    def __init__(
+        self, task: str, teacher: nn.Module, name: str, weight: float, block: str | None, cache_limit: int
+    ) -> None:
         super().__init__(name, weight, block)
-        if not isinstance(teacher, nn.Module):
-            raise TypeError(f"`teacher` must be a trained network, found {type(teacher).__name__} for task `{task}`")
-        _check_teacher(task, teacher)
+        check_teacher(task, teacher)
+        at_least("cache_limit", cache_limit, 0)
         self.task = task
+        self.cache_limit = cache_limit
         # a tuple hides it from torch, which would hand it to optimizers, checkpoints and `train`
-        self._teacher = (copy.deepcopy(teacher).eval().requires_grad_(False),)
+        self._teacher = (frozen(teacher),)
 
     @property
     def teacher(self) -> nn.Module:
@@ -40,14 +56,20 @@ class _Distillation(Objective):
         return self._teacher[0]
 
     def bind(self, model: Model, tasks: Mapping[str, Task]) -> None:
-        if self.task not in tasks:
-            raise ValueError(
-                f"a teacher's task must be one of the student's, found `{self.task}`: {nearest(self.task, tasks)}"
-            )
+        check_taught(self.task, tasks)
+
+    def serve(self, source: Source) -> Source:
+        return Remembered(source, self.name, self._answer, self.cache_limit)
 
     def describe(self) -> dict[str, Any]:
-        total = sum(float(value.double().sum()) for value in self.teacher.state_dict().values())
-        return super().describe() | {"teacher": repr(total)}
+        return super().describe() | {"teacher": digest(self.teacher), "cache_limit": self.cache_limit}
+
+    def _answer(self, batch: Batch) -> Tensor | None:
+        return self._ask(batch) if concerned(batch, self.task) else None
+
+    @abstractmethod
+    def _ask(self, batch: Batch) -> Tensor:
+        """What of the teacher the student is compared with."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.teacher._apply(fn, recurse)
@@ -65,7 +87,8 @@ class FeatureDistillation(_Distillation):
     is L = mean over examples of ‖ A_k(z)/‖A_k(z)‖ - t_k/‖t_k‖ ‖², in [0, 4]; the training problem is
     Σ_k L_k + Σ_k λ_k · (this term), λ_k being `weight`. Its gradient flows into the trunk; the code of Hotegni et
     al. 2024 detaches the student, so that it trains the adaptors alone. All examples count, labelled for the
-    task or not. A row of zeros has no direction: it counts as 0 and gets no gradient.
+    task or not; of several sources only those that have the task. A row of zeros has no direction: it counts as 0 and
+    gets no gradient.
 
     The adaptor is trained with the task's own block: in specific phases of alternate training it learns on resting
     features, in shared phases the trunk learns through the resting adaptor. λ_k is chosen, like any setting, on
@@ -79,6 +102,8 @@ class FeatureDistillation(_Distillation):
         weight: λ_k, above 0.
         shared: train the adaptor with the shared block instead.
         name: of the objective; ``<task>-features`` if None.
+        cache_limit: bytes that the teacher's features of all training examples may take; above it, or where inputs
+            are augmented, they are computed at every visit. The log says which.
 
     Raises:
         ValueError: the teacher or the student does not know the task, the student has no feature boundary, or (in
@@ -100,8 +125,9 @@ class FeatureDistillation(_Distillation):
         weight: float = 1.0,
         shared: bool = False,
         name: str | None = None,
+        cache_limit: int = CACHE_LIMIT,
     ) -> None:
-        super().__init__(task, teacher, name or f"{task}-features", weight, None if shared else task)
+        super().__init__(task, teacher, name or f"{task}-features", weight, None if shared else task, cache_limit)
         if not isinstance(adaptor, nn.Module):
             raise TypeError(f"`adaptor` must be a module, found {type(adaptor).__name__} for task `{task}`")
         if isinstance(teacher, Model) and type(teacher).representation is Model.representation and not teacher.boundary:
@@ -120,8 +146,10 @@ class FeatureDistillation(_Distillation):
         if not isinstance(context.features, Tensor):
             found = type(context.features).__name__
             raise TypeError(f"the student's shared features must be one tensor, found {found} (task `{self.task}`)")
+        wanted = answer(context.batch, self.name, self._answer)
+        if wanted is None:
+            return _nothing(context)
         adapted = self.adaptor(context.features)
-        wanted = self._features(context)
         if adapted.shape != wanted.shape:
             raise ValueError(
                 f"an adaptor must give what the teacher's features are, {tuple(wanted.shape)}, found "
@@ -129,13 +157,12 @@ class FeatureDistillation(_Distillation):
             )
         return (_direction(adapted) - _direction(wanted)).square().sum(1).mean()
 
-    @torch.no_grad()
-    def _features(self, context: Context) -> Tensor:
-        teacher, inputs = self.teacher, context.batch.inputs
+    def _ask(self, batch: Batch) -> Tensor:
+        teacher = self.teacher
         if not isinstance(teacher, Model):
-            return teacher(inputs)
-        shared = teacher.features(inputs, context.batch.source) if teacher.boundary else None
-        return teacher.representation(self.task, shared, inputs)
+            return teacher(batch.inputs)
+        shared = teacher.features(batch.inputs, batch.source) if teacher.boundary else None
+        return teacher.representation(self.task, shared, batch.inputs)
 
 
 @final
@@ -157,6 +184,7 @@ class LogitDistillation(_Distillation):
         temperature: T, above 0.
         weight: fixed weight, above 0.
         name: of the objective; ``<task>-outputs`` if None.
+        cache_limit: as for `FeatureDistillation`, of its outputs.
 
     Raises:
         ValueError: the teacher or the student does not know the task, the temperature is out of range, or (in the
@@ -174,45 +202,30 @@ class LogitDistillation(_Distillation):
         temperature: float = 2.0,
         weight: float = 1.0,
         name: str | None = None,
+        cache_limit: int = CACHE_LIMIT,
     ) -> None:
-        super().__init__(task, teacher, name or f"{task}-outputs", weight, None)
-        if not temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, found {temperature}")
+        super().__init__(task, teacher, name or f"{task}-outputs", weight, None, cache_limit)
+        check_temperature(temperature)
         self.temperature = temperature
-        self._distance: Callable[[Tensor, Tensor], Tensor] = _squared
+        self._distance: Callable[[Tensor, Tensor, float], Tensor] | None = None
 
     def bind(self, model: Model, tasks: Mapping[str, Task]) -> None:
         super().bind(model, tasks)
-        task = tasks[self.task]
-        for kind, distance in _DISTANCES.items():
-            if isinstance(task, kind):
-                self._distance = distance
-                return
-        raise TypeError(f"outputs of binary, class, label and regression tasks can be distilled, found {task!r}")
+        self._distance = distance_for(tasks[self.task])
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"temperature": self.temperature}
 
     def forward(self, context: Context) -> Tensor:
         if self.task not in context.predictions:  # absent from this batch: nothing to move
-            return torch.zeros((), device=next(context.model.parameters()).device)
-        outputs, scale = context.predictions[self.task], self.temperature
-        wanted = self._outputs(context)
-        if outputs.shape != wanted.shape:
-            raise ValueError(
-                f"teacher and student must give outputs of one shape, found {tuple(wanted.shape)} and "
-                f"{tuple(outputs.shape)} for task `{self.task}`"
-            )
-        if self._distance is _squared:
-            return _squared(outputs, wanted)
-        return scale**2 * self._distance(outputs / scale, wanted / scale)
+            return _nothing(context)
+        assert self._distance is not None
+        outputs, wanted = context.predictions[self.task], answer(context.batch, self.name, self._ask)
+        check_outputs(self.task, outputs, wanted)
+        return self._distance(outputs, wanted, self.temperature).mean()
 
-    @torch.no_grad()
-    def _outputs(self, context: Context) -> Tensor:
-        teacher, inputs = self.teacher, context.batch.inputs
-        if isinstance(teacher, Model):
-            return teacher(inputs, [self.task], context.batch.source)[self.task]
-        return teacher(inputs)
+    def _ask(self, batch: Batch) -> Tensor:
+        return outputs_of(self.teacher, [self.task], batch)[self.task]
 
 
 def kdmtl(
@@ -246,11 +259,8 @@ def kdmtl(
     return [FeatureDistillation(task, teachers[task], adaptors[task], given[task]) for task in teachers]
 
 
-def _check_teacher(task: str, teacher: nn.Module) -> None:
-    if isinstance(teacher, Model) and task not in teacher.task_names:
-        raise ValueError(
-            f"a teacher must answer the task it teaches, found none for `{task}`: {nearest(task, teacher.task_names)}"
-        )
+def _nothing(context: Context) -> Tensor:
+    return torch.zeros((), device=next(context.model.parameters()).device)
 
 
 def _direction(features: Tensor) -> Tensor:
@@ -259,24 +269,3 @@ def _direction(features: Tensor) -> Tensor:
     lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     alive = lengths > 0
     return torch.where(alive, rows / torch.where(alive, lengths, 1.0), 0.0)
-
-
-def _classes(outputs: Tensor, wanted: Tensor) -> Tensor:
-    return F.kl_div(outputs.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True)
-
-
-def _labels(outputs: Tensor, wanted: Tensor) -> Tensor:
-    """KL(p_t ‖ p_s) = p_t (t - s) + log(1 + e^s) - log(1 + e^t), from logits."""
-    return (wanted.sigmoid() * (wanted - outputs) + F.softplus(outputs) - F.softplus(wanted)).mean()
-
-
-def _squared(outputs: Tensor, wanted: Tensor) -> Tensor:
-    return (outputs - wanted).square().mean()
-
-
-_DISTANCES: dict[type[Task], Callable[[Tensor, Tensor], Tensor]] = {
-    Classification: _classes,
-    Binary: _labels,
-    MultiLabel: _labels,
-    Regression: _squared,
-}
