@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,7 +42,7 @@ class CIFAR10Animals(DataSet):
         binary("animal", labels=("vehicle", "animal")),
     )
     files = CIFAR10_FILES
-    preprocessing: ClassVar[Mapping[str, Any]] = CIFAR_COLOURS
+    preprocessing = CIFAR_COLOURS
 
     def __init__(
         self, folder: str | Path | None = None, train_size: int | None = None, validation: int = 10_000
