@@ -11,6 +11,7 @@ from polytask.models.encoders import (
     LeNetAttention,
     LeNetMonitor,
 )
+from polytask.models.grouped import Grouped
 from polytask.models.hard_sharing import HardSharing
 from polytask.models.initialisation import lsuv
 from polytask.models.monitored import Monitored
@@ -27,6 +28,7 @@ __all__ = [
     "ConvNet",
     "ConvNetAttention",
     "ConvNetMonitor",
+    "Grouped",
     "HardSharing",
     "LeNet",
     "LeNetAttention",
