@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
+
+import polytask as pt
+from polytask.studies.grouping import read_pairs, suggest
 
 matplotlib.use("Agg")
 
@@ -113,7 +120,80 @@ def curves(study: Path, path: Path) -> None:
     plots.learning_curves_png(records, path)
 
 
+def negative_transfer(path: Path) -> None:
+    """Affinities of three tasks, two of which are alike, and what dividing them into groups does to their losses."""
+    torch.set_num_threads(1)
+    train, validation = _three_tasks(256, 0), _three_tasks(2000, 1)
+    together, history = _trained(pt.models.HardSharing, train, validation, pt.callbacks.Affinity(every=2))
+    affinity = read_pairs(history)
+    groups = suggest(affinity, groups=2).groups
+    alone, _ = _trained(pt.models.SingleTask, train, validation)
+    grouped, _ = _trained(lambda trunk, heads: pt.models.Grouped(trunk, heads, groups), train, validation)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4), constrained_layout=True, width_ratios=(1, 1.25))
+    names = list(affinity)
+    values = [[100 * affinity[i].get(j, float("nan")) for j in names] for i in names]
+    most = max(abs(value) for row in values for value in row if value == value)
+    colours = LinearSegmentedColormap.from_list("signed", ["#a34d00", "#f9c58a", "#f7f7f7", "#9ecae1", "#045a8d"])
+    left.imshow(values, cmap=colours, vmin=-most, vmax=most)
+    for i, row in enumerate(values):
+        for j, value in enumerate(row):
+            if i != j:
+                ink = "white" if abs(value) > 0.75 * most else "black"
+                left.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=10, color=ink)
+    left.set_xticks(range(3), names)
+    left.set_yticks(range(3), names)
+    left.set_xlabel("loss of")
+    left.set_ylabel("step for")
+    left.set_title("affinity, all together, %", fontsize=10)
+    labels = {"all together": together, " + ".join("".join(group) for group in groups): grouped}
+    for shift, (label, losses), colour in zip((-0.2, 0.2), labels.items(), (SPECIFIC, SHARED), strict=True):
+        change = [100 * (losses[name] / alone[name] - 1) for name in names]
+        bars = right.bar([i + shift for i in range(3)], change, 0.38, label=label, color=colour)
+        right.bar_label(bars, [f"{value:+.0f}" for value in change], padding=2, fontsize=9)
+    right.axhline(0, color="#555555", linewidth=0.8)
+    right.margins(y=0.15)
+    right.set_xticks(range(3), names)
+    right.set_title("validation loss against single-task, %", fontsize=10)
+    right.legend(frameon=False)
+    right.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+TASKS = tuple(pt.regression(name) for name in "abc")
+SEEDS = range(2)
+
+
+def _three_tasks(size: int, seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Of points of four dimensions: a, b nearly the same function, c another."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, 4, generator=random)
+    first = (x @ torch.tensor([1.0, -1.0, 0.5, 0.0])).abs()
+    noise = 0.3 * torch.randn(2, size, generator=random)
+    return x, {"a": first + noise[0], "b": 0.8 * first + noise[1], "c": (x @ torch.tensor([1.0, 1.0, 0.0, 1.0])).abs()}
+
+
+def _trained(
+    make: Callable[..., pt.models.Model], train: Any, validation: Any, *callbacks: pt.Callback
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Validation losses, as means over seeds, and the rows of all histories, of a narrow trunk."""
+    losses, rows = dict.fromkeys("abc", 0.0), []
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        trunk = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+        model = make(trunk, {name: torch.nn.Linear(3, 1) for name in "abc"})
+        trainer = pt.Trainer(
+            model, TASKS, optimizer=lambda p: torch.optim.SGD(p, lr=0.05), batch_size=16, seed=seed,
+            callbacks=callbacks, progress=False,
+        )  # fmt: skip
+        rows += trainer.fit(train, epochs=8)
+        found = trainer.evaluate(validation)
+        losses = {name: total + found[f"{name}/loss"] / len(SEEDS) for name, total in losses.items()}
+    return losses, rows
+
+
 if __name__ == "__main__":
+    negative_transfer(HERE / "negative-transfer.png")
     schedules(HERE / "schedules.png")
     choosing(HERE / "choosing.png")
     curves(HERE.parent / "runs" / "digits", HERE / "digits.png")

@@ -185,6 +185,18 @@ def test_sparsify_makes_a_smaller_network_and_says_so(tmp_path, capsys):
     assert "a section `sparsify`" in refused(capsys, "sparsify", written(tmp_path / "t.yaml", TRAIN))
 
 
+def test_group_suggests_trains_and_reports(tmp_path, capsys):
+    path = written(tmp_path / "g.yaml", TRAIN)
+    out = str(tmp_path / "g")
+    assert main(["group", path, "--out", out, "--jobs", "1", "--every", "2", "--groups", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "step for \\ loss of" in text and "suggested: circle and rhombus together" in text and "report.html" in text
+    assert main(["report", out]) == 0
+    assert "suggested: circle and rhombus together" in capsys.readouterr().out
+    assert "`model` must be HardSharing" in refused(capsys, "group", path, "--model", "SingleTask")
+    assert "`groups` must be at least 1, found 0" in refused(capsys, "group", path, "--groups", "0")
+
+
 def test_front_reports(tmp_path, capsys):
     front = {"vectors": [[0.3, 0.7], [0.6, 0.4]]}
     path = written(tmp_path / "f.yaml", TRAIN | {"front": front})

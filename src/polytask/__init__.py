@@ -14,17 +14,18 @@ from polytask.task import Prediction, Task, binary, classification, multilabel, 
 from polytask.training import History, Interrupted, Trainer, callbacks
 
 if TYPE_CHECKING:
-    from polytask.studies import compare, front, load, sparsify
+    from polytask.studies import compare, front, group, load, sparsify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Accumulator", "Arrays", "Batch", "Callback", "History", "Interrupted", "Metric", "Objective", "Prediction",
     "Ranks", "Task", "Trainer", "aggregation", "balance", "binary", "callbacks", "classification", "compare", "data",
-    "distillation", "front", "load", "models", "multilabel", "regression", "scalarization", "schedules", "sparsify",
+    "distillation", "front", "group", "load", "models", "multilabel", "regression", "scalarization", "schedules",
+    "sparsify",
 ]  # fmt: skip
 
-_STUDIES = ("compare", "front", "load", "sparsify")
+_STUDIES = ("compare", "front", "group", "load", "sparsify")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from polytask.batch import Batch
     from polytask.data.source import Source
     from polytask.schedules.base import Update
     from polytask.training.run import Run
@@ -61,8 +62,18 @@ class Callback:
     def on_fit_start(self, run: Run) -> None:
         """Before the first update. Raise here what can be known to be wrong."""
 
+    def on_step_start(self, run: Run, batches: Sequence[Batch]) -> None:
+        """Before the updates of a step, with its batches; none, on a rank whose data have ended."""
+
     def on_update(self, run: Run, info: UpdateInfo) -> None:
         """After every update."""
+
+    def figures(self, run: Run) -> Mapping[str, float]:
+        """{column: value} to add to the row of the epoch that ends, before sources, schedules and balancers see it.
+
+        Asked once an epoch; of several processes the first one's figures count.
+        """
+        return {}
 
     def on_epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
         """After an epoch and its validation; `row` is its row of the history."""

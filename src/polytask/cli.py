@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from polytask.studies.compare import Comparison
     from polytask.studies.front import Front
+    from polytask.studies.grouping import Study
     from polytask.studies.sparsify import Sparsified
     from polytask.studies.store import RunRecord
 
@@ -48,6 +49,12 @@ SPARSIFY_HELP = (
     "The file of a study holds these settings; `epochs` are those of the search and the retraining together. Settings "
     "of the trainer that differ in either are given as sparsify.search and sparsify.retrain. The same command goes on "
     "with what a killed one left. Exit status 3: no epoch of the search was sparse enough."
+)
+GROUP_HELP = (
+    "Trains all tasks together and measures whether a step for one helps the others, suggests at most --groups groups "
+    "of tasks with a trunk each (2 if not given), and trains that beside all together and each alone. The file holds "
+    "these settings and may hold seeds: [0, 1, 2]; its model must be HardSharing. --every N looks at every Nth step, "
+    "10 if not given. The same command goes on with what a killed one left."
 )
 DEBUG = "POLYTASK_DEBUG"
 NOT_REACHED = 3
@@ -179,6 +186,20 @@ def _front(words: list[str]) -> int:
     return _report_on_front(found, title=Path(given.config).stem)
 
 
+def _group(words: list[str]) -> int:
+    """find out which tasks should share a trunk, and train that: CONFIG.yaml [--groups N] [--out FOLDER] [...]"""
+    given = _configured("group", words, ("--out", "--jobs", "--seeds", "--groups", "--every"), ("--overwrite",))
+    from polytask.studies.grouping import group
+
+    groups, every = given.number("--groups"), given.number("--every")
+    study = group(
+        given.config, groups=2 if groups is None else groups, every=10 if every is None else every,
+        overrides=given.overrides, folder=given.folder(), jobs=given.number("--jobs"),
+        seeds=given.numbers("--seeds"), overwrite="--overwrite" in given.options,
+    )  # fmt: skip
+    return _report_on_groups(study, title=Path(given.config).stem)
+
+
 def _sparsify(words: list[str]) -> int:
     """train a sparse network and make a smaller one of it: CONFIG.yaml [--out FOLDER] [--any.setting VALUE ...]"""
     given = _configured("sparsify", words, ("--out",), ("--overwrite", "--print_config"))
@@ -230,8 +251,11 @@ def _report(words: list[str]) -> int:
 
     given = _parsed("report", words, read_comparison)
     from polytask.studies.front import is_front, read_front
+    from polytask.studies.grouping import is_grouping, read_grouping
     from polytask.studies.sparsify import is_sparsified, read_sparsified
 
+    if is_grouping(given.folder):
+        return _report_on_groups(read_grouping(given.folder), title=Path(given.folder).resolve().name)
     if is_front(given.folder):
         return _report_on_front(read_front(given.folder), title=Path(given.folder).resolve().name)
     if is_sparsified(given.folder):
@@ -272,6 +296,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "compare": _compare,
     "front": _front,
+    "group": _group,
     "sparsify": _sparsify,
     "evaluate": _evaluate,
     "predict": _predict,
@@ -407,7 +432,8 @@ def _configured_help(command: str, valued: Sequence[str], flags: Sequence[str], 
     own = [f"[{option} {option.strip('-').upper()}]" for option in valued] + [f"[{flag}]" for flag in flags]
     own += [f"[{listed} NAME ...]"] * bool(listed)
     parser.usage = f"polytask {command} CONFIG.yaml {' '.join(own)} [--any.setting VALUE ...]"
-    parser.epilog = {"compare": COMPARE_HELP, "front": FRONT_HELP, "sparsify": SPARSIFY_HELP}.get(command)
+    epilogs = {"compare": COMPARE_HELP, "front": FRONT_HELP, "group": GROUP_HELP, "sparsify": SPARSIFY_HELP}
+    parser.epilog = epilogs.get(command)
     parser.print_help()
     raise SystemExit(0)
 
@@ -430,6 +456,26 @@ def _parsed(command: str, words: list[str], function: Callable[..., Any] | None)
 
 
 def _report_on(comparison: Comparison, title: str) -> int:
+    from polytask import reports
+
+    return _report_on_runs(
+        comparison,
+        lambda: reports.write(
+            comparison.records, comparison.folder, baseline=comparison.baseline, sweep=comparison.sweep, title=title
+        ),
+    )
+
+
+def _report_on_groups(study: Study, title: str) -> int:
+    from polytask import reports
+    from polytask.studies.grouping import in_words
+
+    print(f"{reports.pairs_text(study.affinity)}\n\nsuggested: {in_words(study.grouping)}")
+    return _report_on_runs(study.comparison, lambda: reports.write_grouping(study, title))
+
+
+def _report_on_runs(comparison: Comparison, write: Callable[[], Path]) -> int:
+    """The table of a comparison and its report, which `write` makes."""
     from rich.console import Console
 
     from polytask import reports
@@ -439,10 +485,7 @@ def _report_on(comparison: Comparison, title: str) -> int:
         return _refuse(f"no run came to an end; {_first_failure(failed)}")
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(reports.terminal_table(comparison.records, comparison.baseline, sweep=comparison.sweep))
-    path = reports.write(
-        comparison.records, comparison.folder, baseline=comparison.baseline, sweep=comparison.sweep, title=title
-    )
-    print(f"report: {path}")
+    print(f"report: {write()}")
     if failed:
         count = f"{len(failed)} of {len(comparison.records)} runs failed"
         print(f"polytask: {count}; {_first_failure(failed)}", file=sys.stderr)

@@ -98,6 +98,20 @@ def _absent(folder: Path) -> Result:
     return fitted(pt.Arrays(x, y, batch_size=8, shuffle=False), optimizer=adam(), balancer=pt.aggregation.MGDA())
 
 
+@case("cosines and affinities, targets missing")
+def _pairwise(folder: Path) -> Result:
+    looks = [pt.callbacks.GradientCosines(1), pt.callbacks.Affinity(2)]
+    return fitted(data(25, "abc", missing=True), names="abc", callbacks=looks, accumulate=2)
+
+
+@case("affinities with dropout and batch statistics", same=False)
+def _pairwise_norm(folder: Path) -> Result:
+    plain = fitted(data(24), kind="norm+dropout")
+    looked = fitted(data(24), kind="norm+dropout", callbacks=[pt.callbacks.Affinity(1)])
+    assert "affinity/a/b" in looked["history"][0]
+    return {"plain": plain["weights"], "looked": looked["weights"], "history": looked["history"]}
+
+
 class Decay(pt.Objective):
     def forward(self, context: Any) -> Tensor:
         return sum((p**2).sum() for p in context.model.trunk.parameters())

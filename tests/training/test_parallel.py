@@ -91,6 +91,12 @@ def test_both_processes_end_with_the_same_bits(name: str, ranks: list[dict[str, 
     assert first and same(first, second)
 
 
+def test_affinities_do_not_change_the_training_of_ranks_either(ranks: list[dict[str, Any]]):
+    for rank in ranks:
+        result = rank["affinities with dropout and batch statistics"]
+        assert same(result["plain"], result["looked"])
+
+
 @pytest.mark.parametrize("name", ["dropout", "augmentation", "a data set that draws"])
 def test_random_draws_differ_between_ranks(name: str, ranks: list[dict[str, Any]]):
     first, second = (rank[name]["own"] for rank in ranks)

@@ -12,6 +12,7 @@ from polytask.models.encoders import (
     LeNetAttention,
     LeNetMonitor,
 )
+from polytask.models.grouped import Grouped
 from polytask.models.hard_sharing import HardSharing
 from polytask.models.initialisation import lsuv
 from polytask.models.mmoe import MMoE
@@ -35,6 +36,7 @@ __all__ = [
     "ConvNetAttention",
     "ConvNetMonitor",
     "CrossStitch",
+    "Grouped",
     "HardSharing",
     "LeNet",
     "LeNetAttention",

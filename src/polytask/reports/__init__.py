@@ -1,7 +1,9 @@
 """Reports: a comparison as tables, charts and one page that needs no network."""
 
 from polytask.reports.front import front_markdown, front_terminal, write_front
+from polytask.reports.grouping import write_grouping
 from polytask.reports.page import write
+from polytask.reports.pairs import pairs_text
 from polytask.reports.plots import learning_curves_png
 from polytask.reports.summary import summarize
 from polytask.reports.tables import markdown, terminal_table
@@ -11,8 +13,10 @@ __all__ = [
     "front_terminal",
     "learning_curves_png",
     "markdown",
+    "pairs_text",
     "summarize",
     "terminal_table",
     "write",
     "write_front",
+    "write_grouping",
 ]

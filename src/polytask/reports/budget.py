@@ -58,7 +58,7 @@ def _history(run: RunRecord) -> pd.DataFrame | None:
     table = run.history()
     if "validation/loss" not in table or table["validation/loss"].isna().all():
         return None
-    return table.assign(clock=table["seconds"].cumsum())
+    return table.copy().assign(clock=table["seconds"].cumsum())  # in one piece: pandas warns where it is in many
 
 
 def _at(

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from polytask.reports.pairs import INTRODUCTION, SECTION, pair_charts
 from polytask.reports.plots import Chart, charts, page_json, style
 from polytask.reports.summary import CHOSEN, Method, Summary, summarize
 from polytask.reports.tables import (
@@ -39,6 +40,7 @@ _INTRODUCTIONS = {
     "Decision regions": "Colour is the prediction over the plane, dots are test points in the colour of their "
     "target (for two classes: purple 1, green 0, the paler the less certain), so a dot that stands out is a "
     "mistake. Of each method, the first seed that has them.",
+    SECTION: INTRODUCTION,
 }
 
 
@@ -51,6 +53,7 @@ def write(
     sweep: Sequence[str] = (),
     title: str | None = None,
     extra: str = "",
+    more: Sequence[Chart] = (),
 ) -> Path:
     """Writes ``report.html``, ``table.csv`` and ``table.md``, each complete or not at all.
 
@@ -62,6 +65,7 @@ def write(
         sweep: the methods that are fixed weights, of which the table shows the chosen ones.
         title: the page's heading.
         extra: sections of HTML for the page alone, put first.
+        more: the charts that have their places (`figure`) in `extra`.
 
     Returns:
         The path of ``report.html``.
@@ -74,20 +78,21 @@ def write(
     target.mkdir(parents=True, exist_ok=True)
     write_file(target / "table.csv", csv_text(summary))
     write_file(target / "table.md", markdown(records, baseline, reference, sweep))
-    write_file(target / "report.html", html(summary, title, extra))
+    write_file(target / "report.html", html(summary, title, extra, more))
     return target / "report.html"
 
 
-def html(summary: Summary, title: str | None = None, extra: str = "") -> str:
+def html(summary: Summary, title: str | None = None, extra: str = "", more: Sequence[Chart] = ()) -> str:
     """The page of a comparison, complete with plotly.js.
 
     Args:
         summary: see `polytask.reports.summary.summarize`.
         title: its heading; None makes one from the methods.
         extra: sections of HTML, put first.
+        more: the charts that have their places in `extra`.
     """
     heading = title or _title(summary)
-    drawn = charts(summary)
+    drawn = [*charts(summary), *pair_charts(summary)]
     body = "\n".join([
         f"<header><h1>{escape(heading)}</h1>{_compared(summary)}</header>",
         "<main>",
@@ -100,7 +105,7 @@ def html(summary: Summary, title: str | None = None, extra: str = "") -> str:
         _settings(summary),
         "</main>",
     ])  # fmt: skip
-    return document(heading, body, drawn)
+    return document(heading, body, [*more, *drawn])
 
 
 def document(heading: str, body: str, drawn: Sequence[Chart]) -> str:
@@ -366,11 +371,15 @@ def figure(chart: Chart) -> str:
     """The place of a chart."""
     classes = ' class="wide"' if chart.wide else ""
     method = "" if chart.method is None else f' data-only="{chart.method}"'
-    return (
-        f"<figure{classes}{method}><figcaption>{escape(chart.title)}</figcaption>"
+    least = f";min-width:{chart.least}px" if chart.least else ""
+    place = (
         f'<div class="chart" id="{chart.key}" role="img" aria-label="{escape(chart.description)}" '
-        f'style="height:{chart.height}px"></div></figure>'
+        f'style="height:{chart.height}px{least}"></div>'
     )
+    if chart.least:
+        label = f"{escape(chart.title)}, scrolls sideways"
+        place = f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">{place}</div>'
+    return f"<figure{classes}{method}><figcaption>{escape(chart.title)}</figcaption>{place}</figure>"
 
 
 def _notes(summary: Summary) -> str:

@@ -46,6 +46,7 @@ class Chart:
         height: in pixels.
         method: the number of the one method it is about, None for all.
         wide: whether it takes the page's whole width.
+        least: width in pixels below which it scrolls sideways; 0 if it may be as narrow as the page.
     """
 
     key: str
@@ -57,6 +58,7 @@ class Chart:
     height: int = 300
     method: int | None = None
     wide: bool = False
+    least: int = 0
 
     def json(self) -> str:
         """Its data and layout, checked by plotly, as JSON."""

@@ -49,7 +49,7 @@ def write(study: Sparsified, title: str | None = None) -> Path:
     Returns:
         The path of ``report.html``.
     """
-    extra = "\n".join([_verdict(study), *map(_section, tables(study))])
+    extra = "\n".join([_verdict(study), *map(section, tables(study))])
     return page.write(study.records, study.folder, title=title, extra=extra)
 
 
@@ -129,7 +129,8 @@ def _verdict(study: Sparsified) -> str:
     )
 
 
-def _section(table: Table) -> str:
+def section(table: Table) -> str:
+    """A table as a section of a page."""
     heads = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.head)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(text)}</td>" for text in row[1:])}</tr>'

@@ -3,11 +3,13 @@
 from polytask.studies.compare import Comparison, compare, read_comparison
 from polytask.studies.executors import StudyInterrupted
 from polytask.studies.front import Front, front, read_front
+from polytask.studies.grouping import Grouping, group, read_grouping, suggest
 from polytask.studies.run import load, run, trained
 from polytask.studies.sparsify import Sparsified, read_sparsified, sparsify
 from polytask.studies.store import RunRecord, read_record, read_study
 
 __all__ = [
-    "Comparison", "Front", "RunRecord", "Sparsified", "StudyInterrupted", "compare", "front", "load",
-    "read_comparison", "read_front", "read_record", "read_sparsified", "read_study", "run", "sparsify", "trained",
+    "Comparison", "Front", "Grouping", "RunRecord", "Sparsified", "StudyInterrupted", "compare", "front", "group",
+    "load", "read_comparison", "read_front", "read_grouping", "read_record", "read_sparsified", "read_study", "run",
+    "sparsify", "suggest", "trained",
 ]  # fmt: skip

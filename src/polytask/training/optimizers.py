@@ -92,12 +92,24 @@ class Optimizers:
         optimizer._opt_called = True  # pyright: ignore[reportAttributeAccessIssue]
         return scheduler
 
+    @property
+    def _warmth(self) -> float:
+        """What warm-up multiplies the next update's learning rates by."""
+        warmup = self._options.warmup
+        return min(1.0, (self._steps + 1) / warmup) if warmup else 1.0
+
+    def rate_of(self, parameter: Parameter) -> float:
+        """The learning rate of the next update of a parameter, warm-up included; 0 if no optimizer holds it."""
+        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
+        found = next((group for group in groups if any(p is parameter for p in group["params"])), None)
+        return 0.0 if found is None else float(found["lr"]) * self._warmth
+
     def step(self, shared: bool, specific: bool) -> None:
         """Clips and steps what is live; blocks without gradients, and their state, are left alone."""
         options = self._options
         if options.clip_norm is not None or options.clip_value is not None:
             self._clip()
-        factor = min(1.0, (self._steps + 1) / options.warmup) if options.warmup else 1.0
+        factor = self._warmth
         wanted = {"": True, "shared": shared, "specific": specific}
         for part, optimizer in zip(self.parts, self.optimizers, strict=True):
             if wanted[part]:

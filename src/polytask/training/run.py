@@ -151,7 +151,10 @@ class Run:
         self.stopped = self.stopped or reason
 
     def note(self, column: str, value: float) -> None:
-        """Adds a figure to the history's row of the epoch that has just ended; for a callback's `on_epoch_end`."""
+        """Adds a figure to the history's row of the epoch that has just ended; for a callback's `on_epoch_end`.
+
+        Schedules do not see it: what they are to see comes from `Callback.figures`.
+        """
         self.history[-1][column] = value
 
     def save(self, path: str | Path) -> Path:
@@ -217,6 +220,7 @@ class Run:
         """Trains until `epochs`, a callback's stop, an error or a signal."""
         self.callbacks = callbacks
         watchers = [c for c in callbacks if type(c).on_update is not Callback.on_update]
+        openers = [c for c in callbacks if type(c).on_step_start is not Callback.on_step_start]
         devices = [self.trainer.device] if self.trainer.device.type == "cuda" else []
         with torch.random.fork_rng(devices), _signals(self), _quiet(self.ranks), self._tidy():
             others = (self.ranks.index,) if self.ranks.index else ()  # dropout must differ between ranks
@@ -228,7 +232,7 @@ class Run:
             if resume is not None:
                 self.load_state_dict(self.ranks.once(lambda: checkpoint.read(resume)), resume)
             while self.epoch < self.epochs and not self._stopped_anywhere():
-                self._train_epoch(watchers)
+                self._train_epoch(openers, watchers)
                 self._end_epoch()
                 if self._told_to_stop():
                     self._interrupt()
@@ -236,7 +240,7 @@ class Run:
                 callback.on_fit_end(self)
             self._told_to_stop()  # what came late must end every rank
 
-    def _train_epoch(self, watchers: Sequence[Callback]) -> None:
+    def _train_epoch(self, openers: Sequence[Callback], watchers: Sequence[Callback]) -> None:
         schedule = self.trainer.schedule
         caches = self._phase_caches()
         self.caching = caches is not None
@@ -244,6 +248,8 @@ class Run:
         for batches in self._batches():
             if self._unseen:
                 self._unseen -= {name for batch in batches for name, count in batch.counts.items() if count}
+            for callback in openers:
+                callback.on_step_start(self, batches)
             metered: set[str] = set()  # a second update on the same batches must not count them twice
             for update in schedule.updates(self.epoch, self.step):
                 info = self._step(batches, update, caches, self._meter, metered)
@@ -297,6 +303,8 @@ class Run:
         row = {"epoch": self.epoch + 1, "phase": phase, **figures, **rates, "seconds": self._seconds}
         if self.validation is not None:
             row["validation_seconds"] = time.perf_counter() - begin
+        for callback in self.callbacks:
+            row |= callback.figures(self)
         row = self.ranks.share(row)  # with the first rank's seconds
         self.optimizers.end_epoch()
         self.history.append(row)

@@ -1,0 +1,194 @@
+"""Figures of pairs of tasks, affinities and cosines of gradients, as heat maps and as lines over training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from polytask.reports.plots import COLOURS, DASHES, Chart, chart_layout, short, tag
+from polytask.reports.summary import Method, Summary
+from polytask.studies.grouping import Matrix, read_pairs
+from polytask.studies.store import read_history
+from polytask.training.history import History
+
+SECTION = "How tasks affect one another"
+ABOUT_AFFINITY = (
+    "Affinity, of the task of a row towards that of a column: by what part of itself a step for the row’s task alone "
+    "lowers the loss of the column’s task; below 0 (orange) it raises it."
+)
+INTRODUCTION = (
+    f"{ABOUT_AFFINITY} Cosine: of the angle between the gradients of two tasks on the shared block; 1 means the same "
+    "direction, below 0 (orange) is conflict. Means over the epochs that have them, and over seeds."
+)
+
+MOST_LINES = 6
+"""Pairs whose lines can still be told apart."""
+
+# blue and orange: told apart by all eyes
+_SCALE = [[0.0, "#a34d00"], [0.25, "#f9c58a"], [0.5, "#f7f7f7"], [0.75, "#9ecae1"], [1.0, "#045a8d"]]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How figures are printed: times `factor`, with so many `decimals`, followed by `name`."""
+
+    factor: float
+    name: str
+    decimals: int
+
+    @classmethod
+    def of(cls, kind: str, values: Sequence[float]) -> Unit:
+        """The one in which the largest of some figures has two digits or three.
+
+        >>> Unit.of("affinity", [0.0123, -0.3]).text(-0.3), Unit.of("cosine", [0.5]).text(0.5)
+        ('−30 %', '0.50')
+        """
+        most = max(map(abs, values), default=0.0)
+        if kind == "cosine":
+            return cls(1.0, "", 2)
+        factor, name = (100.0, "%") if most >= 1e-3 else (1e6, "ppm")
+        digits = math.floor(math.log10(most * factor)) if most > 0 else 0
+        return cls(factor, name, min(max(1 - digits, 0), 3))
+
+    def number(self, value: float) -> str:
+        """A figure without the unit's name, with a minus that is as wide as a plus."""
+        text = f"{value * self.factor:.{self.decimals}f}"
+        return (text[1:] if float(text) == 0 else "−" + text[1:]) if text.startswith("-") else text
+
+    def text(self, value: float) -> str:
+        """A figure with the unit's name."""
+        return f"{self.number(value)} {self.name}".rstrip()
+
+
+def pair_charts(summary: Summary) -> list[Chart]:
+    """A heat map for each method whose histories have such figures, and lines over epochs where they are few."""
+    return [chart for number, method in enumerate(summary.methods) for chart in _of(number, method)]
+
+
+def heat_map(key: str, title: str, kind: str, matrix: Matrix, method: int | None = None) -> Chart:
+    """A heat map with its figures printed, rows and columns in the matrix' order.
+
+    Args:
+        key: the chart's.
+        title: the chart's; the unit is added.
+        kind: ``affinity`` or ``cosine``.
+        matrix: {i: {j: figure}}; what is missing is left blank.
+        method: the number of the method it is about.
+    """
+    tasks = list(matrix)
+    values = [value for row in matrix.values() for value in row.values()]
+    unit = Unit.of(kind, values)
+    rows = [[matrix[i].get(j, math.nan) for j in tasks] for i in tasks]
+    most = 1.0 if kind == "cosine" else max(map(abs, values), default=0.0) * unit.factor or 1.0
+    names = {"affinity": ("step for", "loss of"), "cosine": ("gradient of", "gradient of")}[kind]
+    data = {
+        "type": "heatmap", "z": [[short(v * unit.factor) for v in row] for row in rows],
+        "text": [["" if math.isnan(v) else unit.number(v) for v in row] for row in rows], "texttemplate": "%{text}",
+        "textfont": {"size": 10 if len(tasks) > 5 else 13}, "xgap": 2, "ygap": 2, "hoverongaps": False,
+        "zmid": 0, "zmin": -most, "zmax": most, "colorscale": _SCALE,
+        "colorbar": {"thickness": 10, "len": 1, "outlinewidth": 0, "nticks": 5,
+                     "ticksuffix": unit.name and f" {unit.name}"},
+        "hovertemplate": f"{names[0]} %{{y}}, {names[1]} %{{x}}: %{{text}} {unit.name}<extra></extra>",
+    }  # fmt: skip
+    labels = [_short_label(name) for name in tasks]
+    axis = {"tickmode": "array", "tickvals": list(range(len(tasks))), "ticktext": labels, "showgrid": False}
+    layout = chart_layout(
+        xaxis={**axis, "title": {"text": names[1], "standoff": 6}, "side": "top"},
+        yaxis={**axis, "title": {"text": names[0], "standoff": 6}, "autorange": "reversed"},
+    )
+    caption = f"{title}, {unit.name}" if unit.name else title
+    listed = "; ".join(f"{i} to {j} {unit.text(matrix[i][j])}" for i in tasks for j in tasks if j in matrix[i])
+    about = f"Heat map of the {kind} of every pair of tasks: {listed}."
+    return Chart(
+        key, SECTION, caption, about, [data], layout, 130 + 40 * len(tasks), method, least=170 + 44 * len(tasks)
+    )
+
+
+def _of(number: int, method: Method) -> Iterator[Chart]:
+    files = [run.folder / "history.csv" for run in method.done if run.folder is not None]
+    histories = [read_history(path) for path in files if path.is_file()]
+    for kind in ("affinity", "cosine"):
+        matrix = _mean([found for history in histories if (found := read_pairs(history, kind))])
+        if matrix:
+            yield heat_map(f"pairs-{kind}-{number}", f"{method.name}: {kind}", kind, matrix, number)
+            yield from _lines(f"pair-lines-{kind}-{number}", f"{method.name}: {kind}", kind, histories, number)
+
+
+def _mean(matrices: Sequence[Matrix]) -> dict[str, dict[str, float]]:
+    tasks = list(dict.fromkeys(task for matrix in matrices for task in matrix))
+    found: dict[str, dict[str, float]] = {task: {} for task in tasks}
+    for i in tasks:
+        for j in tasks:
+            values = [matrix[i][j] for matrix in matrices if j in matrix.get(i, {})]
+            if values:
+                found[i][j] = fmean(values)
+    return found
+
+
+def _lines(key: str, title: str, kind: str, histories: Sequence[History], method: int) -> Iterator[Chart]:
+    columns = [c for c in dict.fromkeys(c for h in histories for c in h.columns) if _is_pair(c, kind)]
+    curves = {column: curve for column in columns if len(curve := _curve(histories, column)) > 1}
+    if not curves or len(columns) > MOST_LINES:
+        return
+    unit = Unit.of(kind, [value for curve in curves.values() for value in curve.values()])
+    data = [
+        {
+            "type": "scatter", "mode": "lines", "name": tag(_pair_name(column, kind)), "x": list(curve),
+            "y": [short(value * unit.factor) for value in curve.values()],
+            "line": {"color": COLOURS[i % len(COLOURS)], "dash": DASHES[i % 2], "width": 2}, "meta": {"method": method},
+            "hovertemplate": "%{fullData.name}, epoch %{x}: %{y}<extra></extra>",
+        }
+        for i, (column, curve) in enumerate(curves.items())
+    ]  # fmt: skip
+    label = f"{kind}, {unit.name}" if unit.name else kind
+    layout = chart_layout(
+        xaxis={"title": {"text": "epoch"}},
+        yaxis={"title": {"text": label}, "zeroline": True, "zerolinecolor": "#888888"},
+        showlegend=True, legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+    )  # fmt: skip
+    about = f"Lines of the {kind} of every pair of tasks over the epochs."
+    yield Chart(key, SECTION, f"{title} over training", about, data, layout, 300, method)
+
+
+def _curve(histories: Sequence[History], column: str) -> dict[int, float]:
+    """{epoch: mean over the runs that have the figure in it}."""
+    values: dict[int, list[float]] = {}
+    for history in histories:
+        for row in history:
+            if math.isfinite(row.get(column, math.nan)):
+                values.setdefault(row["epoch"], []).append(row[column])
+    return {epoch: fmean(found) for epoch, found in sorted(values.items())}
+
+
+def _is_pair(column: str, kind: str) -> bool:
+    return column.startswith(f"{kind}/") and column.count("/") == 2
+
+
+def _pair_name(column: str, kind: str) -> str:
+    _, first, second = column.split("/")
+    return f"{first} → {second}" if kind == "affinity" else f"{first}, {second}"
+
+
+def _short_label(name: str, length: int = 14) -> str:
+    return tag(name if len(name) <= length else f"{name[: length - 1]}…")
+
+
+def pairs_text(matrix: Mapping[str, Mapping[str, float]], kind: str = "affinity") -> str:
+    """The matrix as lines of text, one a task, in the unit of the heat map.
+
+    >>> print(pairs_text({"a": {"b": 0.02}, "b": {"a": -0.01}}))
+    step for \\ loss of, %      a      b
+    a                          –    2.0
+    b                       −1.0      –
+    """
+    tasks = list(matrix)
+    unit = Unit.of(kind, [value for row in matrix.values() for value in row.values()])
+    cells: Any = [[unit.number(matrix[i][j]) if j in matrix[i] else "–" for j in tasks] for i in tasks]
+    width = max(6, *(len(text) for row in (*cells, tasks) for text in row))
+    corner = "step for \\ loss of" + f", {unit.name}" * bool(unit.name)
+    first = max(len(corner), *map(len, tasks))
+    lines = [(corner, tasks), *zip(tasks, cells, strict=True)]
+    return "\n".join(f"{name:<{first}} " + " ".join(f"{text:>{width}}" for text in row) for name, row in lines)

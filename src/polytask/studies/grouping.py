@@ -1,0 +1,379 @@
+"""Which tasks belong together: measured, suggested, and checked by training it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from polytask.errors import nearest, whole
+from polytask.models.hard_sharing import HardSharing
+from polytask.schedules.joint import Joint
+from polytask.studies import spec
+from polytask.studies.compare import Comparison, check_ready, checked_seeds, compare, plan, read_comparison
+from polytask.studies.executors import Job
+from polytask.studies.run import run
+from polytask.studies.store import read_history, write_text
+
+logger = logging.getLogger("polytask")
+
+FORMAT = 1
+RECORD = "grouping.json"
+MEASURED = "affinity"
+"""The folder of the run that measures, in the study's."""
+SINGLE, TOGETHER, GROUPED = "single-task", "together", "grouped"
+ALONE = 1e-6
+"""What a task alone in its group is said to gain, so that a group must help to be worth it."""
+EXACT = 12
+"""Most tasks of which every grouping is looked at."""
+TIE = 1e-12
+"""A sum of gains that is larger by less is no better: rounding makes as much."""
+
+Matrix = Mapping[str, Mapping[str, float]]
+"""{task that takes the step: {task whose loss is looked at: figure}}; the diagonal is not looked at."""
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A suggested grouping.
+
+    Attributes:
+        groups: the tasks of each group, in their order.
+        gains: {task: its expected gain}: the mean affinity of the others of its group towards it, `ALONE` if there
+            are none.
+        together: the same with all tasks in one group.
+        exact: whether no grouping into as many groups has a larger sum of gains.
+    """
+
+    groups: tuple[tuple[str, ...], ...]
+    gains: Mapping[str, float]
+    together: Mapping[str, float]
+    exact: bool = True
+
+
+@dataclass
+class Study:
+    """What `group` found.
+
+    Attributes:
+        folder: where it is stored.
+        affinity: {i: {j: by what part a step for i lowered the loss of j}}, the mean over training.
+        grouping: what was suggested.
+        comparison: ``single-task``, ``together`` and, unless it is one of the two, ``grouped``, each trained.
+    """
+
+    folder: Path
+    affinity: Matrix
+    grouping: Grouping
+    comparison: Comparison
+
+
+def suggest(matrix: Matrix, groups: int = 2) -> Grouping:
+    """Divides tasks into at most so many groups, each to be trained as one network, with the largest sum of gains.
+
+    A task's gain is the mean of the figures that the other tasks of its group have towards it (Fifty et al.,
+    *Efficiently Identifying Task Groupings for Multi-Task Learning*, `arXiv:2109.04617
+    <https://arxiv.org/abs/2109.04617>`_, section 3.4, who measure them with pairs in three and more tasks alike); of a
+    task alone `ALONE`. Of equally good groupings one of the fewest groups is taken. Unlike theirs, groups do not
+    overlap: no task is trained in a network that does not serve it.
+
+    Up to `EXACT` tasks, the best of all groupings is found (dynamic programming over sets of tasks). Of more, a good
+    one: starting from every task alone, the two groups whose union is best are joined until there are few enough groups
+    and no union gains, then single tasks move while that gains.
+
+    Args:
+        matrix: {i: {j: figure of i towards j}} of at least two tasks, see `read_pairs`; the cosines of gradients do
+            too.
+        groups: at most so many, at least 1.
+
+    Raises:
+        ValueError: fewer than two tasks, `groups` below 1, or a pair without a finite figure.
+
+    >>> made = suggest({"a": {"b": 0.2, "c": -0.3}, "b": {"a": 0.1, "c": -0.2}, "c": {"a": -0.1, "b": -0.1}})
+    >>> made.groups, made.gains["a"], round(made.together["a"], 3)
+    ((('a', 'b'), ('c',)), 0.1, 0.0)
+    """
+    whole("groups", groups, 1)
+    tasks = list(matrix)
+    if len(tasks) < 2:
+        raise ValueError(f"there must be at least two tasks to group, found {len(tasks)}")
+    _check(matrix, tasks)
+    score = _Score(matrix, tasks)
+    exact = len(tasks) <= EXACT
+    found = _best(score, groups) if exact else _good(score, groups)
+    chosen = sorted(tuple(sorted(group)) for group in found)
+    gains = {tasks[j]: score.gain(group, j) for group in chosen for j in group}
+    everyone = range(len(tasks))
+    return Grouping(
+        tuple(tuple(tasks[i] for i in group) for group in chosen),
+        {task: gains[task] for task in tasks},
+        {task: score.gain(everyone, j) for j, task in enumerate(tasks)},
+        exact,
+    )
+
+
+class _Score:
+    """Gains of groups of tasks, which are told by their positions."""
+
+    def __init__(self, matrix: Matrix, tasks: Sequence[str]) -> None:
+        self.size = len(tasks)
+        self._rows = [[0.0 if i == j else float(matrix[i][j]) for j in tasks] for i in tasks]
+
+    def gain(self, group: Iterable[int], j: int) -> float:
+        """What task j gains in a group that it belongs to."""
+        others = [self._rows[i][j] for i in group if i != j]
+        return math.fsum(others) / len(others) if others else ALONE
+
+    def of(self, group: Iterable[int]) -> float:
+        """The sum of a group's gains."""
+        members = tuple(group)
+        return math.fsum(self.gain(members, j) for j in members)
+
+
+def _check(matrix: Matrix, tasks: Sequence[str]) -> None:
+    for i in tasks:
+        for j in tasks:
+            if i != j and not math.isfinite(found := matrix[i].get(j, math.nan)):
+                told = "none" if math.isnan(found) else found
+                raise ValueError(f"every pair of tasks must have a finite figure, found {told} of `{i}` towards `{j}`")
+
+
+def _best(score: _Score, groups: int) -> list[list[int]]:
+    """The best of all groupings, by dynamic programming: a set of tasks is a number, bit i standing for task i."""
+    every, most = (1 << score.size) - 1, min(groups, score.size)
+    value = [score.of(_members(mask)) for mask in range(every + 1)]
+    best = value  # of each set, in at most `count` groups
+    chosen = [list(range(every + 1))]  # by `count`: a set's group with its lowest task; 0: as with a group less
+    for count in range(2, most + 1):
+        before, best = best, list(best)
+        group = [0] * (every + 1)
+        for mask in range(1, every + 1) if count < most else (every,):
+            rest = part = mask & (mask - 1)
+            while part:  # what the group leaves to the others
+                if (made := value[mask ^ part] + before[part]) > best[mask] + TIE:
+                    best[mask], group[mask] = made, mask ^ part
+                part = (part - 1) & rest
+        chosen.append(group)
+    found, mask = [], every
+    for group in reversed(chosen):
+        if group[mask]:
+            found.append(_members(group[mask]))
+            mask ^= group[mask]
+    return found
+
+
+def _members(mask: int) -> list[int]:
+    return [i for i in range(mask.bit_length()) if mask >> i & 1]
+
+
+def _good(score: _Score, groups: int) -> list[list[int]]:
+    """A grouping of many tasks that no union of two groups and no move of one task makes better."""
+    found = [[i] for i in range(score.size)]
+    while len(found) > 1:
+        change, i, j = max((_joined(score, found, i, j), -i, -j) for i, j in combinations(range(len(found)), 2))
+        if len(found) <= groups and change <= TIE:
+            break
+        found[-i] += found.pop(-j)
+    while (better := _moved(score, found, groups)) is not None:
+        found = better
+    return found
+
+
+def _joined(score: _Score, found: Sequence[list[int]], i: int, j: int) -> float:
+    return score.of(found[i] + found[j]) - score.of(found[i]) - score.of(found[j])
+
+
+def _moved(score: _Score, found: Sequence[list[int]], groups: int) -> list[list[int]] | None:
+    """The grouping with one task moved that gains most; None if none gains."""
+    most, best = TIE, None
+    places = [*found, []] if len(found) < groups else found
+    for source in found:
+        for task in source:
+            left = [other for other in source if other != task]
+            for target in places:
+                if target is source:
+                    continue
+                gain = score.of([*target, task]) - score.of(target) + score.of(left) - score.of(source)
+                if gain > most:
+                    kept = [group for group in found if group is not source and group is not target]
+                    most, best = gain, [group for group in (*kept, left, [*target, task]) if group]
+    return best
+
+
+def read_pairs(history: Iterable[Mapping[str, Any]], kind: str = "affinity") -> dict[str, dict[str, float]]:
+    """The figures of pairs of tasks in a history, as the mean over its epochs: {i: {j: figure}}.
+
+    Args:
+        history: rows with columns ``<kind>/<i>/<j>``; epochs without a column do not enter its mean.
+        kind: ``affinity``, or ``cosine``, whose figures go both ways.
+
+    Returns:
+        One entry for each task, in order of appearance; empty if the history has no such columns. Pairs that have no
+        figure are left out.
+    """
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in history:
+        for column, value in row.items():
+            parts = column.split("/")
+            if len(parts) == 3 and parts[0] == kind and math.isfinite(value):
+                values.setdefault((parts[1], parts[2]), []).append(value)
+    found: dict[str, dict[str, float]] = {task: {} for task in dict.fromkeys(t for pair in values for t in pair)}
+    for (i, j), every in values.items():
+        found[i][j] = math.fsum(every) / len(every)
+        if kind == "cosine":
+            found[j][i] = found[i][j]
+    return found
+
+
+def group(
+    config: Mapping[str, Any] | str | Path,
+    *,
+    groups: int = 2,
+    every: int = 10,
+    lr: float | None = None,
+    overrides: spec.Overrides = (),
+    folder: str | Path | None = None,
+    jobs: int | None = None,
+    seeds: Sequence[int] | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Study:
+    """Finds out which tasks should share a trunk, and trains that beside the alternatives.
+
+    Trains all tasks together once, with the first seed, and measures their affinities
+    (`polytask.callbacks.Affinity`); has a grouping suggested (`suggest`); then trains, with the same epochs and every
+    seed, ``single-task``, ``together`` and ``grouped`` (`polytask.models.Grouped`), and compares them. A suggestion
+    that puts all tasks together, or each alone, is one of those two already.
+
+    Finished runs are not repeated and interrupted ones go on, so that the same call continues a killed study.
+
+    Args:
+        config: a train configuration with a `HardSharing` model, and besides ``seeds``, a list; a mapping or the path
+            of a YAML file.
+        groups: at most so many groups, hence trunks; at least 1.
+        every: steps between looks, see `polytask.callbacks.Affinity`.
+        lr: likewise.
+        overrides: values that win over the configuration's.
+        folder: where to store it; ``runs/<name of the file>`` if None.
+        jobs: parallel processes; as many as processors if None.
+        seeds: in place of the configuration's.
+        overwrite: repeat runs whose configuration has changed.
+        progress: show how it goes.
+
+    Raises:
+        ValueError: a wrong configuration, another model than `HardSharing`, a schedule that alternates (groups share no
+            block), a folder that holds other runs, or a measuring run that failed.
+        FileNotFoundError: no such file, or the data set's files are missing.
+        OSError: the folder cannot be written.
+        Interrupted: Ctrl-C or SIGTERM while measuring, after writing a checkpoint.
+        StudyInterrupted: the same while comparing.
+
+    >>> study = group("three_tasks.yaml", groups=2)  # doctest: +SKIP
+    >>> study.grouping.groups, study.grouping.gains["a"]  # doctest: +SKIP
+    """
+    whole("groups", groups, 1)
+    base, chosen = _read(config, overrides, seeds)
+    if folder is None:
+        folder = Path("runs") / (Path(config).stem if isinstance(config, str | Path) else "grouping")
+    target = Path(folder)
+    look = {"class_path": "Affinity", "init_args": {"every": every, "lr": lr}}
+    measured = _with_callback({**base, "seed": chosen[0]}, look)
+    first = plan(_comparison(base, chosen, None))  # what the methods refuse is told before the measuring run
+    job = Job(MEASURED, spec.resolve(measured), target / MEASURED)
+    check_ready([job, *first.jobs(target)], target, overwrite)
+    record = run(job.config, job.folder, method=MEASURED, overwrite=overwrite, progress=progress)
+    if record.state == "failed":
+        raise ValueError(f"the run that measures affinities must come to an end, found: {record.error}")
+    affinity = read_pairs(read_history(job.folder / "history.csv"))
+    made = suggest(affinity, groups)
+    logger.info("suggested: %s", in_words(made))
+    comparison = compare(
+        _comparison(base, chosen, made), folder=target, jobs=jobs, overwrite=overwrite, progress=progress
+    )
+    content = {"format": FORMAT, "affinity": affinity, "grouping": asdict(made)}
+    write_text(target / RECORD, json.dumps(content, indent=2) + "\n")
+    return Study(target, affinity, made, comparison)
+
+
+def read_grouping(folder: str | Path) -> Study:
+    """A study of `group`, from its folder.
+
+    Raises:
+        FileNotFoundError: there is none, or it is not finished.
+        ValueError: its files are damaged.
+    """
+    target = Path(folder)
+    path = target / RECORD
+    if not path.is_file():
+        raise FileNotFoundError(f"a finished study of `group` must hold {RECORD}, found none in {target}")
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] > FORMAT:
+            raise ValueError("it is of a newer format")
+        made = content["grouping"]
+        grouping = Grouping(**{**made, "groups": tuple(map(tuple, made["groups"]))})
+        return Study(target, content["affinity"], grouping, read_comparison(target))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} must describe a study of `group`, found a damaged file ({error})") from error
+
+
+def is_grouping(folder: str | Path) -> bool:
+    """Whether a folder holds a finished study of `group`."""
+    return (Path(folder) / RECORD).is_file()
+
+
+def in_words(made: Grouping) -> str:
+    """A grouping as text.
+
+    >>> in_words(suggest({"a": {"b": 1.0}, "b": {"a": 1.0}}))
+    'a and b together'
+    """
+    parts = [
+        ", ".join(part[:-1]) + f" and {part[-1]} together" if part[1:] else f"{part[0]} alone" for part in made.groups
+    ]
+    return "; ".join(parts)
+
+
+def _read(
+    config: Mapping[str, Any] | str | Path, overrides: spec.Overrides, seeds: Sequence[int] | None
+) -> tuple[spec.Config, list[int]]:
+    """The configuration, resolved and without its seeds, and the seeds."""
+    content = spec.read_config(config)
+    known = (*spec.TRAIN_KEYS, "seeds")
+    for key in content:
+        if key not in known:
+            hint = "a study of groups has methods of its own" if key == "methods" else nearest(str(key), known)
+            raise ValueError(f"unknown key `{key}`: {hint}")
+    told = content.pop("seeds", [content.get("seed", 0)])
+    chosen = checked_seeds(told if seeds is None else seeds)
+    base = spec.resolve(content, overrides)
+    if spec.find_class(base["model"]["class_path"]) is not HardSharing:
+        raise ValueError(
+            "`model` must be HardSharing, from whose trunk every group's is copied, found "
+            f"{base['model']['class_path']}"
+        )
+    schedule = base["trainer"]["schedule"]
+    if schedule is not None and spec.find_class(schedule["class_path"]) is not Joint:
+        raise ValueError(
+            "`trainer.schedule` must be Joint or null, as groups share no block to alternate with, found "
+            f"{schedule['class_path']}"
+        )
+    return base, chosen
+
+
+def _with_callback(config: spec.Config, callback: Mapping[str, Any]) -> spec.Config:
+    callbacks = [*(config["trainer"]["callbacks"] or ()), dict(callback)]
+    return {**config, "trainer": {**config["trainer"], "callbacks": callbacks}}
+
+
+def _comparison(base: spec.Config, seeds: Sequence[int], made: Grouping | None) -> spec.Config:
+    """The comparison of a grouping with the alternatives, or of these alone."""
+    methods: dict[str, Any] = {SINGLE: {"model": {"class_path": "SingleTask"}}, TOGETHER: {}}
+    if made is not None and 1 < len(made.groups) < len(made.gains):
+        methods[GROUPED] = {"model": {"class_path": "Grouped", "init_args": {"groups": [list(g) for g in made.groups]}}}
+    return {**base, "seeds": list(seeds), "methods": methods, "baseline": SINGLE}

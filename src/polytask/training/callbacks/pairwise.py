@@ -1,0 +1,90 @@
+"""What GradientCosines and Affinity have in common: a figure for every pair of tasks, averaged over each epoch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from polytask.batch import Batch
+from polytask.callback import Callback
+from polytask.errors import whole
+from polytask.training.probe import Probe, probing
+
+if TYPE_CHECKING:
+    from polytask.training.run import Run
+
+
+class Pairwise(Callback, ABC):
+    """Looks at every `every`-th step of an epoch, from its first one on, before the step is made.
+
+    Epochs in which the shared block rests are not looked at, and have no such columns; nor has a pair that was in no
+    step that was looked at. A figure that a step leaves undefined does not enter the mean.
+
+    Args:
+        every: steps between looks, at least 1.
+
+    Attributes:
+        kind: the first part of the columns' names, ``<kind>/<a>/<b>``.
+        symmetric: whether (a, b) and (b, a) are one figure, kept for the pair in the order of the tasks.
+    """
+
+    kind: str
+    symmetric: bool = False
+
+    def __init__(self, every: int) -> None:
+        whole("every", every, 1)
+        self.every = every
+        self._reset(0)
+
+    @abstractmethod
+    def measure(self, run: Run, probe: Probe) -> Tensor:
+        """The figures (K, K) of the K tasks of a probe; the diagonal is not looked at."""
+
+    def on_fit_start(self, run: Run) -> None:
+        tasks, name = list(run.trainer.tasks), type(self).__name__
+        if len(tasks) < 2:
+            raise ValueError(f"{name} must have at least two tasks to compare, found {len(tasks)}: `{tasks[0]}`")
+        if not any(p.requires_grad for p in run.model.blocks().shared.parameters):
+            raise ValueError(
+                f"{name} must have a shared block with parameters to train, found none in {type(run.model).__name__}"
+            )
+        self._reset(len(tasks))
+
+    def on_step_start(self, run: Run, batches: Sequence[Batch]) -> None:
+        if run.step_in_epoch % self.every or not run.trainer.schedule.moves_shared(run.epoch):
+            return
+        with probing(run, batches) as probe:
+            if len(probe.names) < 2:
+                return
+            found = self.measure(run, probe).cpu().double()
+        order = list(run.trainer.tasks)
+        places = torch.tensor([order.index(name) for name in probe.names])
+        known = torch.isfinite(found)
+        self._sums[places[:, None], places] += torch.where(known, found, 0.0)
+        self._counts[places[:, None], places] += known.long()
+
+    def figures(self, run: Run) -> Mapping[str, float]:
+        pairs = [
+            (i, j, f"{self.kind}/{first}/{second}")
+            for (i, first), (j, second) in permutations(enumerate(run.trainer.tasks), 2)
+            if i < j or not self.symmetric
+        ]
+        means = (self._sums / self._counts).tolist()
+        found = {column: means[i][j] for i, j, column in pairs if self._counts[i, j]}
+        self._reset(len(run.trainer.tasks))
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self._sums.clone(), "counts": self._counts.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._sums, self._counts = state["sums"].clone(), state["counts"].clone()
+
+    def _reset(self, tasks: int) -> None:
+        self._sums = torch.zeros(tasks, tasks, dtype=torch.float64)
+        self._counts = torch.zeros(tasks, tasks, dtype=torch.int64)

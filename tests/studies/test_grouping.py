@@ -1,0 +1,237 @@
+"""Suggested groupings are the best there are; a study trains one and reports on it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import polytask as pt
+from polytask.studies.grouping import ALONE, _good, _Score, in_words, read_pairs, suggest
+
+
+def matrix(rows: list[list[float]]) -> dict[str, dict[str, float]]:
+    names = [f"t{i}" for i in range(len(rows))]
+    return {
+        i: {j: value for j, value in zip(names, row, strict=True) if i != j} for i, row in zip(names, rows, strict=True)
+    }
+
+
+def partitions(items: list[int]) -> Iterator[list[list[int]]]:
+    if not items:
+        yield []
+        return
+    first, rest = items[0], items[1:]
+    for size in range(len(rest) + 1):
+        for others in combinations(rest, size):
+            for more in partitions([i for i in rest if i not in others]):
+                yield [[first, *others], *more]
+
+
+def total(rows: list[list[float]], groups: Any) -> float:
+    """The sum of mean inbound figures, straight from the definition."""
+    gains = [
+        sum(rows[i][j] for i in group if i != j) / (len(group) - 1) if len(group) > 1 else ALONE
+        for group in groups
+        for j in group
+    ]
+    return math.fsum(gains)
+
+
+@st.composite
+def _problems(draw: Any, most: int = 6) -> tuple[list[list[float]], int]:
+    size = draw(st.integers(2, most))
+    value = st.floats(-1, 1, allow_nan=False, width=32)
+    rows = draw(st.lists(st.lists(value, min_size=size, max_size=size), min_size=size, max_size=size))
+    return rows, draw(st.integers(1, size + 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(_problems())
+def test_no_grouping_is_better_than_the_suggested_one(problem: tuple[list[list[float]], int]):
+    rows, groups = problem
+    made = suggest(matrix(rows), groups)
+    found = [[int(task[1:]) for task in group] for group in made.groups]
+    allowed = [p for p in partitions(list(range(len(rows)))) if len(p) <= groups]
+    best = max(total(rows, p) for p in allowed)
+    assert made.exact and len(found) <= groups
+    assert sorted(i for group in found for i in group) == list(range(len(rows)))
+    assert total(rows, found) == pytest.approx(best, abs=1e-9)
+    assert math.fsum(made.gains.values()) == pytest.approx(best, abs=1e-9)
+    assert math.fsum(made.together.values()) == pytest.approx(total(rows, [range(len(rows))]), abs=1e-9)
+    as_good = [len(p) for p in allowed if total(rows, p) > best + 1e-9]
+    assert not as_good
+
+
+@settings(max_examples=60, deadline=None)
+@given(_problems())
+def test_the_search_for_many_tasks_ends_where_no_single_change_helps(problem: tuple[list[list[float]], int]):
+    rows, groups = problem
+    found = _good(_Score(matrix(rows), list(matrix(rows))), groups)
+    assert sorted(i for group in found for i in group) == list(range(len(rows))) and 1 <= len(found) <= groups
+    reached = total(rows, found)
+    for task in range(len(rows)):
+        left = [kept for group in found if (kept := [i for i in group if i != task])]
+        options = [[*left[:k], [*left[k], task], *left[k + 1 :]] for k in range(len(left))]
+        options += [[*left, [task]]] if len(left) < groups else []
+        assert all(total(rows, option) <= reached + 1e-9 for option in options)
+
+
+def test_many_tasks_of_two_kinds_are_told_apart():
+    size = 20
+    rows = [[0.1 if i % 2 == j % 2 else -0.1 for j in range(size)] for i in range(size)]
+    made = suggest(matrix(rows), 2)
+    assert not made.exact
+    assert {frozenset(int(t[1:]) % 2 for t in group) for group in made.groups} == {frozenset({0}), frozenset({1})}
+
+
+def test_ties_go_to_fewer_networks_and_harm_to_none():
+    equal = matrix([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
+    assert suggest(equal, 3).groups == (("t0", "t1", "t2"),)
+    hostile = matrix([[0.0, -0.5], [-0.1, 0.0]])
+    assert suggest(hostile, 2).groups == (("t0",), ("t1",)) and suggest(hostile, 2).gains["t0"] == ALONE
+    assert suggest(hostile, 1).groups == (("t0", "t1"),)
+    assert in_words(suggest(equal, 3)) == "t0, t1 and t2 together"
+    assert in_words(suggest(hostile, 2)) == "t0 alone; t1 alone"
+
+
+def test_pairs_are_read_from_a_history():
+    rows = [
+        {
+            "epoch": 1,
+            "phase": "joint",
+            "train/a/loss": 3.0,
+            "affinity/a/b": 0.25,
+            "affinity/b/a": -1.0,
+            "cosine/a/b": 0.5,
+        },
+        {"epoch": 2, "phase": "joint", "affinity/a/b": 0.75, "cosine/a/b": math.nan},
+    ]
+    assert read_pairs(rows) == {"a": {"b": 0.5}, "b": {"a": -1.0}}
+    assert read_pairs(rows, "cosine") == {"a": {"b": 0.5}, "b": {"a": 0.5}}
+    assert read_pairs(rows[:0]) == {}
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups", "message"),
+    [
+        ({"a": {}}, 2, "there must be at least two tasks to group, found 1"),
+        ({"a": {"b": 0.1}, "b": {}}, 2, "every pair of tasks must have a finite figure, found none of `b` towards `a`"),
+        ({"a": {"b": math.inf}, "b": {"a": 0.0}}, 2, "a finite figure, found inf of `a` towards `b`"),
+        ({"a": {"b": 0.1}, "b": {"a": 0.1}}, 0, "`groups` must be at least 1, found 0"),
+    ],
+)
+def test_refused_matrices(rows: Any, groups: int, message: str):
+    with pytest.raises(ValueError, match=message):
+        suggest(rows, groups)
+
+
+# The study
+
+
+class Opposed(pt.data.DataSet):
+    """Three regressions: a and b are one function of the inputs, c is another; the trunk is too narrow for both."""
+
+    tasks = (pt.regression("a"), pt.regression("b"), pt.regression("c"))
+
+    def load(self) -> Any:
+        random = torch.Generator().manual_seed(0)
+
+        def part(size: int) -> Any:
+            x = torch.randn(size, 4, generator=random)
+            y = (x @ torch.tensor([1.0, -1.0, 0.5, 0.0])).abs()
+            other = (x @ torch.tensor([1.0, 1.0, 0.0, 1.0])).abs()
+            return x, {"a": y, "b": 0.8 * y, "c": other}
+
+        return part(192), part(64), part(64)
+
+
+CONFIG: dict[str, Any] = {
+    "data": {"class_path": "tests.studies.test_grouping.Opposed"},
+    "model": {
+        "class_path": "HardSharing",
+        "init_args": {
+            "trunk": {"class_path": "MLP", "init_args": {"inputs": 4, "widths": [3]}},
+            "heads": {
+                name: {"class_path": "MLP", "init_args": {"inputs": 3, "widths": [], "outputs": 1}} for name in "abc"
+            },
+        },
+    },
+    "trainer": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.05}}, "batch_size": 16},
+    "epochs": 6,
+    "seeds": [0],
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("grouping") / "study"
+    return pt.group(CONFIG, groups=2, every=2, folder=folder, jobs=1, progress=False)
+
+
+def test_a_study_trains_what_it_suggests_beside_the_alternatives(study: Any):
+    assert study.grouping.groups == (("a", "b"), ("c",))
+    assert [record.method for record in study.comparison.records] == ["single-task", "together", "grouped"]
+    assert all(record.state == "done" for record in study.comparison.records)
+    assert study.comparison.baseline == "single-task"
+    made = pt.load(study.folder / "grouped" / "seed-0").model
+    assert isinstance(made, pt.models.Grouped) and made.groups == (("a", "b"), ("c",))
+
+
+def test_measuring_does_not_change_what_is_trained(study: Any):
+    measured, together = (pt.load(study.folder / name).model for name in ("affinity", "together/seed-0"))
+    for one, other in zip(measured.parameters(), together.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_finished_study_is_read_and_not_repeated(study: Any):
+    from polytask.studies import read_grouping
+
+    before = {path: path.stat().st_mtime_ns for path in study.folder.rglob("weights.safetensors")}
+    again = pt.group(CONFIG, groups=2, every=2, folder=study.folder, jobs=1, progress=False)
+    assert before == {path: path.stat().st_mtime_ns for path in study.folder.rglob("weights.safetensors")}
+    read = read_grouping(study.folder)
+    assert read.grouping == again.grouping == study.grouping
+    assert read.affinity == again.affinity == study.affinity
+    with pytest.raises(ValueError, match="must hold no run of another configuration"):
+        pt.group({**CONFIG, "epochs": 7}, groups=2, every=2, folder=study.folder, jobs=1, progress=False)
+
+
+def test_the_report_holds_the_heat_map_and_what_came_of_it(study: Any):
+    from polytask import reports
+
+    text = reports.write_grouping(study, title="Three tasks").read_text()
+    charts = json.loads(text.split('id="charts">')[1].split("</script>")[0])
+    heat = [chart for chart in charts.values() if chart["data"][0]["type"] == "heatmap"]
+    assert len(heat) == 1 and heat[0]["data"][0]["zmid"] == 0
+    assert "a and b together; c alone" in text
+    assert 'id="gains"' in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": {}}, "unknown key `methods`: a study of groups has methods of its own"),
+        ({"model": {"class_path": "SingleTask"}}, "`model` must be HardSharing, .* found polytask.models"),
+        (
+            {"trainer": {"schedule": {"class_path": "AlternateEpochs"}}},
+            "`trainer.schedule` must be Joint or null, .* found polytask.schedules",
+        ),
+    ],
+)
+def test_refused_configurations(change: Any, message: str, tmp_path: Path):
+    from polytask.studies.spec import merge
+
+    with pytest.raises(ValueError, match=message):
+        pt.group(merge(CONFIG, change), folder=tmp_path / "study", jobs=1, progress=False)
+    with pytest.raises(ValueError, match="`groups` must be at least 1, found 0"):
+        pt.group(CONFIG, groups=0, folder=tmp_path / "study")
+    assert not (tmp_path / "study").exists()
