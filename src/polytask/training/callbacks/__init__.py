@@ -12,6 +12,6 @@ from polytask.training.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from polytask.training.callbacks.stop_on_non_finite import StopOnNonFinite
 
 __all__ = [
-    "Affinity", "CSVLogger", "Callback", "Checkpoint", "EarlyStopping", "GradientCosines", "PredictionCorrelation", "Progress",
-    "ReduceLROnPlateau", "StopOnNonFinite", "TensorBoard", "UpdateInfo",
+    "Affinity", "CSVLogger", "Callback", "Checkpoint", "EarlyStopping", "GradientCosines", "PredictionCorrelation",
+    "Progress", "ReduceLROnPlateau", "StopOnNonFinite", "TensorBoard", "UpdateInfo",
 ]  # fmt: skip
