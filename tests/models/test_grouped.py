@@ -102,7 +102,7 @@ def test_a_group_without_targets_rests():
         ([["a", "b"], ["b", "c"]], "every task must be in one group, found `b` twice"),
         ([["a", "b", "c"], []], r"a group must be a list of at least one task, found \[\]"),
         (["abc"], "a group must be a list of at least one task, found 'abc'"),
-        ([["a", "b"], ["C"]], "`groups` must hold tasks, found `C`: known: `a`, `b`, `c`"),
+        ([["a", "b"], ["Z"]], "`groups` must hold tasks, found `Z`: known: `a`, `b`, `c`"),
     ],
 )
 def test_refusals(groups: Any, message: str):

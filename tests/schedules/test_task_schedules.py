@@ -384,10 +384,10 @@ class Noted(pt.Callback):
     """Writes the same figures into every row."""
 
     def __init__(self, **figures: float) -> None:
-        self.figures = {key.replace("_", "/"): value for key, value in figures.items()}
+        self.values = {key.replace("_", "/"): value for key, value in figures.items()}
 
     def on_epoch_end(self, run: Any, row: Any) -> None:
-        for column, value in self.figures.items():
+        for column, value in self.values.items():
             run.note(column, value)
 
 
