@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,18 +14,52 @@ Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
 """What a model is fed: a tensor, a tuple or a dictionary of tensors, examples along the first dimension."""
 
 
-def map_inputs(function: Callable[[Tensor], Tensor], inputs: Any) -> Any:
-    """Applies `function` to every tensor of nested tuples, lists and dictionaries, keeping the structure."""
-    if isinstance(inputs, Tensor):
+class Rows(ABC):
+    """Examples kept in another form than a tensor: indexed as one along the first dimension, and then given as one.
+
+    A source may hold them where it else holds a tensor; a batch never does.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    @abstractmethod
+    def __getitem__(self, part: slice) -> Tensor:
+        """A run of examples, on the device that `to` named."""
+
+    @abstractmethod
+    def index_select(self, dim: int, index: Tensor) -> Tensor:
+        """The examples of these numbers, in their order, on the device that `to` named; `dim` is 0."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Self:
+        """The same examples, stored where they are, whose parts come to lie on `device`."""
+
+    @abstractmethod
+    def first_not_finite(self) -> tuple[int, float] | None:
+        """The first number that is not finite, as (example, number); None if there is none."""
+
+    @abstractmethod
+    def digest(self) -> str:
+        """Tells the examples from others, the same in any process."""
+
+
+def map_inputs(function: Callable[[Any], Any], inputs: Any) -> Any:
+    """Applies `function` to every tensor (or `Rows`) of nested tuples, lists and dictionaries, keeping the structure.
+
+    `Rows` that `function` slices become tensors.
+    """
+    if isinstance(inputs, (Tensor, Rows)):
         return function(inputs)
     if isinstance(inputs, Mapping):
         return {key: map_inputs(function, value) for key, value in inputs.items()}
     return tuple(map_inputs(function, value) for value in inputs)
 
 
-def tensors_of(inputs: Any) -> list[Tensor]:
-    """Every tensor of nested tuples, lists and dictionaries, in order."""
-    if isinstance(inputs, Tensor):
+def tensors_of(inputs: Any) -> list[Any]:
+    """Every tensor (or, of what a source holds, `Rows`) of nested tuples, lists and dictionaries, in order."""
+    if isinstance(inputs, (Tensor, Rows)):
         return [inputs]
     parts = inputs.values() if isinstance(inputs, Mapping) else inputs
     return [tensor for part in parts for tensor in tensors_of(part)]

@@ -11,6 +11,7 @@ from typing import Any
 from polytask.balancing.base import Aggregator, Balancer, CotangentAggregator, JacobianAggregator, Needs
 from polytask.callback import Callback
 from polytask.data.base import DataSet
+from polytask.data.mixing import Mixture
 from polytask.models.base import Model
 from polytask.objective import Objective
 from polytask.schedules.base import Schedule
@@ -21,6 +22,7 @@ KINDS: dict[str, tuple[tuple[str, ...], type]] = {
     "model": (("polytask.models",), Model),
     "objective": (("polytask.distillation", "polytask.models", "polytask.sparsity"), Objective),
     "callback": (("polytask.training.callbacks", "polytask.sparsity", "polytask.distillation"), Callback),
+    "mixture": (("polytask.data",), Mixture),
     "data set": (("polytask.data",), DataSet),
 }
 """Kind -> packages that export its members, and the contract they fulfil."""

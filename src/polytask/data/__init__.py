@@ -8,29 +8,44 @@ from polytask.data.cifar10_mnist import Cifar10Mnist
 from polytask.data.digits import MultiDigits
 from polytask.data.images import Normalise, Rotation
 from polytask.data.loader import Loader
+from polytask.data.mixing import Adaptive, Anneal, Chain, Mixture, Proportional, RoundRobin, Temperature, Zip
 from polytask.data.mnist import MNIST, read_idx
 from polytask.data.multimnist import MultiMNIST
 from polytask.data.remembered import Remembered
+from polytask.data.sentiment import Sentiment
 from polytask.data.source import Source
+from polytask.data.sparse import SparseRows
 from polytask.data.synthetic import CircleRhombus
+from polytask.data.text import BagOfWords
 
 __all__ = [
     "CIFAR10",
     "MNIST",
+    "Adaptive",
+    "Anneal",
     "Arrays",
+    "BagOfWords",
     "CIFAR10Animals",
+    "Chain",
     "Cifar10Mnist",
     "CircleRhombus",
     "DataSet",
     "Loader",
+    "Mixture",
     "MultiDigits",
     "MultiMNIST",
     "Normalise",
+    "Proportional",
     "Remembered",
     "Rotation",
+    "RoundRobin",
+    "Sentiment",
     "Source",
+    "SparseRows",
     "Split",
     "Splits",
+    "Temperature",
+    "Zip",
     "data_folder",
     "read_idx",
 ]

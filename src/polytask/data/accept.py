@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,23 +11,38 @@ from torch.utils.data import DataLoader, Dataset
 from polytask.batch import map_inputs
 from polytask.data.arrays import Arrays, as_tensors
 from polytask.data.loader import DatasetLoader, Loader
+from polytask.data.mixing import Chain, Proportional
 from polytask.data.source import Source, check_inputs
 from polytask.task import Task
 
+MixtureFactory = Callable[[Mapping[str, Source]], Source]
+"""{name: source} -> one source of all of them, such as a class of `polytask.data.Mixture`."""
 
-def as_source(data: Any, tasks: Mapping[str, Task], *, batch_size: int, shuffle: bool, where: str) -> Source:
+
+def as_source(
+    data: Any,
+    tasks: Mapping[str, Task],
+    *,
+    batch_size: int,
+    shuffle: bool,
+    where: str,
+    mixture: MixtureFactory | None = None,
+) -> Source:
     """`data` as a source; sources are taken as they are.
 
     Args:
-        data: a `Source`, a DataLoader, a torch Dataset, or (inputs, {task: targets}) of arrays or tensors,
-            in which the targets may be one array if there is one task; a `Split` may bring its augmentation.
+        data: a `Source`, a DataLoader, a torch Dataset, or (inputs, {task: targets}) of arrays, tensors or sparse
+            matrices, in which the targets may be one array if there is one task; a `Split` may bring its
+            augmentation. Or {source name: any of these}.
         tasks: tasks by name.
         batch_size: used where the data do not bring one.
         shuffle: whether arrays and data sets are shuffled each epoch.
         where: "train", "validation", ... for messages.
+        mixture: makes one source of several; if None `Proportional` where they are shuffled, else `Chain`.
 
     Raises:
-        TypeError: the data are none of these.
+        TypeError: the data are none of these, or `mixture` makes no source.
+        ValueError: the mapping holds no source, or one of a wrong name.
     """
     if isinstance(data, Source):
         return data
@@ -42,14 +57,32 @@ def as_source(data: Any, tasks: Mapping[str, Task], *, batch_size: int, shuffle:
         if isinstance(targets, Mapping):
             augment = getattr(data, "augment", None)  # of a data set's training split
             return Arrays(inputs, targets, batch_size=batch_size, shuffle=shuffle, augment=augment)
+    if isinstance(data, Mapping):
+        sources = {name: _one_of_several(name, part, tasks, batch_size, shuffle, where) for name, part in data.items()}
+        return _mixed(sources, mixture or (Proportional if shuffle else Chain))
     raise TypeError(
-        f"{where} data must be a Source, a DataLoader, a Dataset or (inputs, {{task: targets}}), "
-        f"found {type(data).__name__}"
+        f"{where} data must be a Source, a DataLoader, a Dataset, (inputs, {{task: targets}}) or a mapping of source "
+        f"names to them, found {type(data).__name__}"
     )
 
 
+def _one_of_several(
+    name: str, data: Any, tasks: Mapping[str, Task], batch_size: int, shuffle: bool, where: str
+) -> Source:
+    if isinstance(data, Mapping):
+        raise TypeError(f"{where}: a source of several must be a single one, found a mapping as `{name}`")
+    return as_source(data, tasks, batch_size=batch_size, shuffle=shuffle, where=f"{where}, source `{name}`:")
+
+
+def _mixed(sources: Mapping[str, Source], mixture: MixtureFactory) -> Source:
+    mixed = mixture(sources)
+    if not isinstance(mixed, Source):
+        raise TypeError(f"`mixture` must make a polytask source, found {type(mixed).__name__}")
+    return mixed
+
+
 def as_inputs(inputs: Any, device: torch.device) -> Any:
-    """Bare inputs (tensor, array, tuple or dictionary of them) on `device`.
+    """Bare inputs (tensor, array, sparse matrix, tuple or dictionary of them) on `device`.
 
     Raises:
         TypeError: they are something else, such as a DataLoader.

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polytask.batch import Batch, map_inputs, tensors_of
+from polytask.batch import Batch, Rows, map_inputs, tensors_of
 from polytask.data.base import Augmentation
 from polytask.data.source import Source, check_inputs, derived_seed, permutation, portion
+from polytask.data.sparse import SparseRows, is_sparse
 from polytask.errors import nearest, whole
 from polytask.task import Task
 
@@ -21,7 +23,8 @@ class Arrays(Source):
     """An in-memory source: one index per tensor and batch, no worker processes, no collating.
 
     Args:
-        inputs: tensor, array, or a tuple or dictionary of them; N examples along the first dimension.
+        inputs: tensor, array, SciPy sparse matrix, or a tuple or dictionary of them; N examples along the first
+            dimension. A sparse matrix stays one: only a batch's rows are made dense, see `SparseRows`.
         targets: {task name: N targets}. Missing ones are NaN (float) or -100 (integer). A task whose name
             is left out has no target here.
         batch_size: examples per step over all processes, at least 1.
@@ -43,6 +46,8 @@ class Arrays(Source):
     >>> source.steps_per_epoch
     3
     """
+
+    tells_everywhere = True
 
     def __init__(
         self,
@@ -71,12 +76,14 @@ class Arrays(Source):
         self._present: dict[str, Tensor | None] = {}
         self._device = torch.device("cpu")
         self._part = (0, 1)
+        self._spread: int | None = None
 
     def shard(self, index: int, count: int) -> None:
         self._part = (index, count)
 
     def bind(self, tasks: Mapping[str, Task], device: torch.device, where: str, seed: int = 0) -> None:
         self._seed = seed if self.seed is None else self.seed
+        self._spread = None
         self._length = check_inputs(self.inputs, where)
         if self._length == 0:
             raise ValueError(f"{where}: a split must hold at least one example, found none")
@@ -117,16 +124,23 @@ class Arrays(Source):
 
     @property
     def steps_per_epoch(self) -> int:
+        if self._spread is not None:
+            return self._spread
         full, rest = divmod(self.examples, self.batch_size)
         return full if self.drop_last or not rest else full + 1
+
+    def spread(self, steps: int) -> None:
+        if not 1 <= steps <= self._length:
+            raise ValueError(f"a source must have an example for each of {steps} steps, found {self._length} examples")
+        self._spread = steps
 
     def label_counts(self) -> dict[str, int]:
         return {name: self.examples if mask is None else int(mask.sum()) for name, mask in self._present.items()}
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, ...]]:
         order = permutation(self._length, self._seed, epoch) if self.shuffle else torch.arange(self._length)
-        chunks = order.split(self.batch_size)[start : self.steps_per_epoch]
-        for step, rows in enumerate(chunks, start):
+        chunks = order.split(self.batch_size) if self._spread is None else order.tensor_split(self._spread)
+        for step, rows in enumerate(chunks[start : self.steps_per_epoch], start):
             yield (self._batch(rows, (self._seed, epoch, step)),)
 
     def in_order(self, size: int) -> Iterator[Batch]:
@@ -137,10 +151,11 @@ class Arrays(Source):
                 for name, mask in self._present.items()
             }
             yield Batch(
-                map_inputs(lambda t, part=part: t[part], self._inputs),
+                None,
                 {name: values[part] for name, values in self._targets.items()},
                 counts, part.stop - part.start, self.name, torch.arange(part.start, part.stop),
                 {name: weights[part] for name, weights in self._weights.items()},
+                partial(map_inputs, itemgetter(part), self._inputs),
             )  # fmt: skip
 
     def _batch(self, rows: Tensor, draw: tuple[int, int, int]) -> Batch:
@@ -149,20 +164,21 @@ class Arrays(Source):
             everywhere = self._counts(rows)
             rows = rows[portion(len(rows), *self._part)]
         size, counts = len(rows), self._counts(rows)
-        rows = rows.to(self._device)
+        on_host, rows = rows, rows.to(self._device)
         return Batch(
             None,
             {name: values.index_select(0, rows) for name, values in self._targets.items()},
             counts, size, self.name, rows if self.cacheable else None,
             {name: weights.index_select(0, rows) for name, weights in self._weights.items()},
-            partial(self._gather, rows, draw), everywhere,
+            partial(self._gather, on_host, rows, draw), everywhere,
         )  # fmt: skip
 
     def _counts(self, rows: Tensor) -> dict[str, int]:
         return {name: len(rows) if mask is None else int(mask[rows].sum()) for name, mask in self._present.items()}
 
-    def _gather(self, rows: Tensor, draw: tuple[int, int, int]) -> Any:
-        inputs = map_inputs(lambda t: t.index_select(0, rows), self._inputs)
+    def _gather(self, on_host: Tensor, rows: Tensor, draw: tuple[int, int, int]) -> Any:
+        # what lies on the host is gathered there: asking the device for the numbers back would wait for it
+        inputs = map_inputs(lambda t: t.index_select(0, on_host if isinstance(t, Rows) else rows), self._inputs)
         if self.augment is None:
             return inputs
         others = self._part[:1] if self._part[0] else ()  # two ranks must not draw the same for their examples
@@ -172,17 +188,21 @@ class Arrays(Source):
     def describe(self) -> dict[str, Any]:
         described = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
         tensors = [*tensors_of(self._inputs), *self._targets.values(), *self._weights.values()]
-        sums = [repr(torch.nansum(t, dtype=torch.float64).item()) for t in tensors]
+        sums = [
+            t.digest() if isinstance(t, Rows) else repr(torch.nansum(t, dtype=torch.float64).item()) for t in tensors
+        ]
         more = {"drop_last": self.drop_last, "sums": sums, "augment": _name(self.augment)}
         return super().describe() | described | more
 
 
 def as_tensors(inputs: Any) -> Any:
-    """Arrays to tensors within tuples and dictionaries; NumPy's float64 becomes float32.
+    """Arrays to tensors within tuples and dictionaries; NumPy's float64 becomes float32, a sparse matrix `SparseRows`.
 
     Raises:
         TypeError: something in there is neither.
     """
+    if isinstance(inputs, Rows) or is_sparse(inputs):  # first: one of SciPy's formats is a mapping
+        return inputs if isinstance(inputs, Rows) else SparseRows(inputs)
     if isinstance(inputs, Mapping):
         return {name: as_tensors(value) for name, value in inputs.items()}
     if isinstance(inputs, tuple):
@@ -195,6 +215,12 @@ def as_tensors(inputs: Any) -> Any:
             f"inputs must be a tensor, an array, or a tuple or dictionary of them, found {found}"
         ) from error
     return tensor.float() if tensor.dtype == torch.float64 and not isinstance(inputs, Tensor) else tensor
+
+
+def _sum(stored: Tensor | Rows) -> str:
+    if isinstance(stored, Rows):
+        return stored.digest()
+    return repr(torch.nansum(stored, dtype=torch.float64).item())
 
 
 def _name(augment: Augmentation | None) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor
 
+from polytask.errors import nearest
 from polytask.task import Task
 
 Augmentation = Callable[[Any, torch.Generator], Any]
@@ -32,7 +33,7 @@ class Split(_Part):
     """One part of a data set: the pair (inputs, targets), and what training does to its batches.
 
     Args:
-        inputs: a tensor, tuple or dictionary of tensors, N examples along the first dimension.
+        inputs: a tensor, a SciPy sparse matrix, or a tuple or dictionary of them, N examples along the first dimension.
         targets: {task: tensor of N targets}.
         augment: applied to every batch in training, on its device, and never in evaluation; None for nothing.
 
@@ -47,32 +48,82 @@ class Split(_Part):
         return split
 
 
-class Splits(NamedTuple):
-    """The three parts; validation selects, test only reports."""
+Part = Split | dict[str, Split]
+"""One part of a data set: a split or, where it has several sources, {source: its split}."""
 
-    train: Split
-    validation: Split
-    test: Split
+
+class Splits(NamedTuple):
+    """The three parts; validation selects, test only reports.
+
+    Where a data set has several sources, each part is a dictionary of them; see `Part`.
+    """
+
+    train: Part
+    validation: Part
+    test: Part
 
 
 def as_splits(loaded: Any, name: str) -> Splits:
     """What a data set's `load` returned as `Splits`; plain tuples of the same form are taken too.
 
     Args:
-        loaded: three parts, each (inputs, {task: targets}).
+        loaded: three parts, each (inputs, {task: targets}) or {source: (inputs, {task: targets})}.
         name: the data set's name, for messages.
 
     Raises:
         TypeError: it has another form.
+        ValueError: a source is in the validation or test part and not in the training part.
     """
     if isinstance(loaded, (tuple, list)) and len(loaded) == 3:
-        parts = [p for p in loaded if isinstance(p, (tuple, list)) and len(p) == 2 and isinstance(p[1], Mapping)]
+        parts = [part for part in map(_as_part, loaded) if part is not None]
         if len(parts) == 3:
-            return Splits(*(Split(p[0], dict(p[1]), getattr(p, "augment", None)) for p in parts))
+            _check_sources(parts, name)
+            return Splits(*parts)
     found = [type(part).__name__ for part in loaded] if isinstance(loaded, (tuple, list)) else type(loaded).__name__
     raise TypeError(
-        f"{name}.load() must return train, validation and test parts, each (inputs, {{task: targets}}), found {found}"
+        f"{name}.load() must return train, validation and test parts, each (inputs, {{task: targets}}) or "
+        f"{{source: (inputs, {{task: targets}})}}, found {found}"
     )
+
+
+def _as_part(part: Any) -> Part | None:
+    """A split, or a dictionary of them, if it has the form of one."""
+    if isinstance(part, Mapping):
+        splits = {source: _as_split(split) for source, split in part.items()}
+        known = {source: split for source, split in splits.items() if split is not None}
+        return known if known and len(known) == len(splits) else None
+    return _as_split(part)
+
+
+def _as_split(part: Any) -> Split | None:
+    if isinstance(part, (tuple, list)) and len(part) == 2 and isinstance(part[1], Mapping):
+        return Split(part[0], dict(part[1]), getattr(part, "augment", None))
+    return None
+
+
+def _check_sources(parts: list[Part], name: str) -> None:
+    known = [list(part) if isinstance(part, dict) else [""] for part in parts]
+    for where, sources in zip(("validation", "test"), known[1:], strict=True):
+        for source in sources:
+            if source not in known[0]:
+                found = f"a source `{source}`" if source else "a single split"
+                raise ValueError(
+                    f"{name}.load(): the {where} part must have the sources of the training part, found {found}: "
+                    f"{nearest(source, known[0])}"
+                )
+
+
+def only_split(part: Part, what: str) -> Split:
+    """The split of a part that has one source.
+
+    Raises:
+        ValueError: it has several; the message says what needs a single one.
+    """
+    if isinstance(part, Split):
+        return part
+    if len(part) == 1:
+        return next(iter(part.values()))
+    raise ValueError(f"{what} needs a data set of one source, found {sorted(part)}")
 
 
 def shorten(train: Split, size: int | None) -> Split:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from polytask.data.base import DataSet, Split, Splits, shorten
+from polytask.data.base import DataSet, Split, Splits, only_split, shorten
 from polytask.data.cifar10 import CIFAR10, CIFAR10_CLASSES, CIFAR10_FILES
 from polytask.data.images import CIFAR_COLOURS
 from polytask.errors import at_least
@@ -62,7 +62,8 @@ class CIFAR10Animals(DataSet):
             ValueError: a file is damaged, `validation` leaves nothing to train on, or `train_size` is above what it
                 leaves.
         """
-        train, validation, test = CIFAR10(self.folder, self.validation).load()
+        loaded = CIFAR10(self.folder, self.validation).load()
+        train, validation, test = (only_split(part, "CIFAR10Animals") for part in loaded)
         return Splits(*map(_with_animals, (shorten(train, self.train_size), validation, test)))
 
 

@@ -31,7 +31,13 @@ class Wrapped(Source):
         self._take_over()
 
     def _take_over(self) -> None:
-        self.cacheable, self.divided, self.name = self.source.cacheable, self.source.divided, self.source.name
+        source = self.source
+        self.cacheable, self.divided, self.name = source.cacheable, source.divided, source.name
+        self.tells_everywhere, self.monitored = source.tells_everywhere, source.monitored
+
+    @property
+    def parts(self) -> Mapping[str, Source]:
+        return self.source.parts
 
     def bind(self, tasks: Mapping[str, Task], device: torch.device, where: str, seed: int = 0) -> None:
         self.source.bind(tasks, device, where, seed)
@@ -56,6 +62,9 @@ class Wrapped(Source):
 
     def in_order(self, size: int) -> Iterator[Batch]:
         return self.source.in_order(size)
+
+    def spread(self, steps: int) -> None:
+        self.source.spread(steps)
 
     def label_counts(self) -> dict[str, int] | None:
         return self.source.label_counts()

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from polytask.batch import Batch, tensors_of
+from polytask.batch import Batch, Rows, tensors_of
 from polytask.task import Task
 
 
@@ -24,11 +25,20 @@ class Source(ABC):
         name: what batches are labelled with when there are several sources.
         divided: True if, of several processes, each brings examples of its own; False if all know the same
             examples, which `in_order` then gives on every one of them.
+        tells_everywhere: True if, of several processes, each tells the counts of all (`Batch.everywhere`).
+        monitored: the columns of the history that `observe` reads; a run that has none of that name is refused.
     """
 
     cacheable: bool = False
     divided: bool = False
+    tells_everywhere: bool = False
+    monitored: tuple[str, ...] = ()
     name: str = ""
+
+    @property
+    def parts(self) -> Mapping[str, Source]:
+        """{label of batches: the source they come from}: itself alone, but for a source made of several."""
+        return {self.name: self}
 
     @abstractmethod
     def bind(self, tasks: Mapping[str, Task], device: torch.device, where: str, seed: int = 0) -> None:
@@ -92,6 +102,14 @@ class Source(ABC):
     def in_order(self, size: int) -> Iterator[Batch]:
         """Every example once, in storage order, in batches of at most `size`, nothing augmented."""
 
+    def spread(self, steps: int) -> None:
+        """Makes every epoch this many steps, of sizes as even as can be; after `bind`.
+
+        Raises:
+            ValueError: the source cannot choose its batches' sizes, or has fewer examples.
+        """
+        raise ValueError(f"only arrays can be spread over {steps} steps, found a {type(self).__name__}")
+
     def label_counts(self) -> dict[str, int] | None:
         """How many examples carry a target of each task; None if unknown beforehand."""
         return None
@@ -141,13 +159,19 @@ def check_inputs(inputs: Any, where: str) -> int:
     tensors = tensors_of(inputs)
     if not tensors:
         raise ValueError(f"{where}: inputs must hold at least one tensor, found none")
-    lengths = [len(t) if t.dim() else 0 for t in tensors]
+    lengths = [len(t) if isinstance(t, Rows) or t.dim() else 0 for t in tensors]
     if len(set(lengths)) > 1:
         raise ValueError(f"{where}: all inputs must have the same number of examples, found {lengths}")
     for tensor in tensors:
-        # a sum may overflow where every number is finite, so it only tells where to look closer
-        if tensor.is_floating_point() and tensor.dim() and not torch.isfinite(tensor.sum()):
-            for place in (~torch.isfinite(tensor)).nonzero()[:1].tolist():
-                found = tensor[tuple(place)].item()
-                raise ValueError(f"{where}: inputs must be finite, found {found} in example {place[0]}")
+        found = tensor.first_not_finite() if isinstance(tensor, Rows) else _first_not_finite(tensor)
+        if found is not None:
+            raise ValueError(f"{where}: inputs must be finite, found {found[1]} in example {found[0]}")
     return lengths[0]
+
+
+def _first_not_finite(tensor: Tensor) -> tuple[int, float] | None:
+    # a sum may overflow where every number is finite, so it only tells where to look closer
+    if tensor.is_floating_point() and tensor.dim() and not torch.isfinite(tensor.sum()):
+        for place in (~torch.isfinite(tensor)).nonzero()[:1].tolist():
+            return place[0], tensor[tuple(place)].item()
+    return None

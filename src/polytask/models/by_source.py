@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, final
 
 from torch import nn
@@ -36,14 +36,43 @@ class BySource(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         self.trunk = nn.Identity() if trunk is None else trunk
 
-    def forward(self, inputs: Any, source: str = "") -> Any:
+    def encoder(self, source: str) -> nn.Module:
+        """The encoder of this source's inputs.
+
+        Raises:
+            ValueError: there is none.
+        """
         if source not in self.encoders:
             raise ValueError(
                 f"every source must have an encoder, found none for `{source}`: {nearest(source, list(self.encoders))}"
             )
-        return self.trunk(self.encoders[source](inputs))
+        return self.encoders[source]
+
+    def forward(self, inputs: Any, source: str = "") -> Any:
+        return self.trunk(self.encoder(source)(inputs))
 
 
 def encode(module: nn.Module, inputs: Any, source: str) -> Any:
     """What a trunk, a tower or an expert makes of a batch's inputs; only `BySource` asks where they come from."""
     return module(inputs, source) if isinstance(module, BySource) else module(inputs)
+
+
+def check_sources(model: nn.Module, sources: Collection[str], every: bool = False) -> None:
+    """Refuses sources that a model has no encoder for; one without encoders for sources takes any.
+
+    Args:
+        model: the network.
+        sources: names of sources.
+        every: whether each encoder must have its source.
+
+    Raises:
+        ValueError: a source without an encoder, or (if `every`) an encoder without a source.
+    """
+    for module in model.modules():
+        if not isinstance(module, BySource):
+            continue
+        for source in sources:
+            module.encoder(source)
+        for name in module.encoders if every else ():
+            if name not in sources:
+                raise ValueError(f"every encoder must have a source, found none for `{name}`: {nearest(name, sources)}")

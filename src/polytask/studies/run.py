@@ -21,7 +21,7 @@ from polytask.batch import map_inputs
 from polytask.callback import Callback, UpdateInfo
 from polytask.data.accept import as_source
 from polytask.data.arrays import as_tensors
-from polytask.data.base import Split, Splits, as_splits
+from polytask.data.base import Part, Split, Splits, as_splits, only_split
 from polytask.errors import nearest, one_of
 from polytask.export import FORMATS, SUFFIX, export
 from polytask.models.base import Model
@@ -282,7 +282,8 @@ def export_run(folder: str, format: str = "onnx", out: str | None = None) -> Pat
     with threads(stored(place)["threads"]):
         built = rebuilt(place)
         trainer = _filled(built.trainer, place)
-        example = map_inputs(lambda tensor: tensor[:2], as_tensors(splits_of(built).validation.inputs))
+        inputs = only_split(splits_of(built).validation, "an exported file").inputs
+        example = map_inputs(lambda tensor: tensor[:2], as_tensors(inputs))
         return export(
             trainer.model, place / f"model{SUFFIX[format]}" if out is None else out, format,
             list(trainer.tasks.values()), example=example, preprocessing=built.data.preprocessing,
@@ -465,9 +466,11 @@ def _checkpoint(folder: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def cost_of_training(trainer: Trainer, train: Split) -> dict[str, Any]:
+def cost_of_training(trainer: Trainer, train: Part) -> dict[str, Any]:
     """What `polytask.training.cost.measure` finds for a trainer and its training data."""
-    source = as_source(train, trainer.tasks, batch_size=trainer.batch_size, shuffle=True, where="train")
+    source = as_source(
+        train, trainer.tasks, batch_size=trainer.batch_size, shuffle=True, where="train", mixture=trainer.mixture
+    )
     source.bind(trainer.tasks, torch.device("cpu"), "train", trainer.seed)
     with torch.random.fork_rng(devices=[]):  # dropout in the measured steps draws numbers
         return measure(trainer, source)
@@ -497,10 +500,13 @@ def write_regions(trainer: Trainer, splits: Splits, folder: Path) -> None:
     """
     import numpy as np
 
-    inputs = splits.train.inputs
+    train, test = splits.train, splits.test
+    if not isinstance(train, Split) or not isinstance(test, Split):
+        return  # several sources have no plane in common
+    inputs = train.inputs
     if not isinstance(inputs, Tensor) or inputs.dim() != 2 or inputs.shape[1] != 2:
         return
-    everything = torch.cat([inputs, splits.test.inputs])
+    everything = torch.cat([inputs, test.inputs])
     low, high = everything.min(0).values, everything.max(0).values
     x, y = (torch.linspace(low[i].item(), high[i].item(), GRID) for i in (0, 1))
     grid = torch.cartesian_prod(y, x).flip(1).to(inputs.dtype)  # (121 * 121, 2), x fastest
@@ -510,8 +516,8 @@ def write_regions(trainer: Trainer, splits: Splits, folder: Path) -> None:
         values = prediction.probabilities if positive else prediction.values
         if values is not None and values.dim() == 1:
             content[name] = values.reshape(GRID, GRID).cpu().numpy()
-            content[f"targets_{name}"] = splits.test.targets[name][:POINTS].numpy()
-    content["points"] = splits.test.inputs[:POINTS].numpy()
+            content[f"targets_{name}"] = test.targets[name][:POINTS].numpy()
+    content["points"] = test.inputs[:POINTS].numpy()
     with (folder / "regions.npz.part").open("wb") as file:
         np.savez_compressed(file, **content)
     os.replace(folder / "regions.npz.part", folder / "regions.npz")

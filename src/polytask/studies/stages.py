@@ -16,7 +16,7 @@ from torch import nn
 from polytask.batch import map_inputs, tensors_of
 from polytask.callback import Callback
 from polytask.data.arrays import as_tensors
-from polytask.data.base import Splits
+from polytask.data.base import Splits, only_split
 from polytask.export import SUFFIX
 from polytask.models.base import Model
 from polytask.sparsity.compact import TOLERANCE, Compacted, compact
@@ -65,9 +65,14 @@ class Stages:
         self.names = [name for name in STAGES if wanted.get(name, True)]
 
     @property
+    def inputs(self) -> Any:
+        """The validation data's inputs."""
+        return only_split(self.splits.validation, "a sparse study").inputs
+
+    @property
     def example(self) -> Any:
         """One example's inputs."""
-        return map_inputs(lambda tensor: tensor[:1], as_tensors(self.splits.validation.inputs))
+        return map_inputs(lambda tensor: tensor[:1], as_tensors(self.inputs))
 
     def done(self, stage: str) -> bool:
         """Whether a stage has left its result."""
@@ -148,7 +153,7 @@ class Stages:
         settings, place = self.plan.settings, self.folder / "compact"
         dense = load(self.folder / "retrain")
         made = compact(dense.model.cpu(), self.example, merge=settings.merge, padded=settings.padded)
-        difference = largest_difference(dense.model, made.model, self.splits.validation.inputs)
+        difference = largest_difference(dense.model, made.model, self.inputs)
         if not difference <= (tolerance := _tolerance(made.model)):
             raise ValueError(
                 f"the compact network's outputs on the validation data must be equal to {tolerance:g} of the largest, "
@@ -175,7 +180,8 @@ class Stages:
         layers = layers_in_play(dense.model, self.example, "row", settings.select)
         by_layer = rates_of(layers)
         batch = map_inputs(
-            lambda tensor: tensor[: settings.timed_batch].to(device), as_tensors(self.splits.validation.inputs)
+            lambda tensor: tensor[: settings.timed_batch].to(device),
+            as_tensors(self.inputs),
         )
         costs = [
             cost_of(model.to(device), batch, settings.timed_batch).describe() for model in (dense.model, made.model)

@@ -95,27 +95,41 @@ def measure(trainer: Trainer, source: Source) -> dict[str, Any]:
 
     Args:
         trainer: its model, tasks, schedule and optimizer are used.
-        source: a bound source; its first batch is the step's.
+        source: a bound source; its first step is the one made. Of a source made of several, the first steps that
+            each bring one not seen before: figures are their mean by examples, the memory that of the dearest.
 
     Returns:
         ``parameters`` and ``shared_parameters``; ``forward_macs`` per example; ``phases``: {phase:
         ``macs`` per training example and epoch, ``memory`` in bytes at the peak of a step}, where the phase
         ``specific (cached)`` works on cached features, filling them left out.
     """
-    batches = next(iter(source.steps(0)))
-    size = sum(batch.size for batch in batches)
+    steps = _first_steps(source)
+    size = sum(batch.size for batches in steps for batch in batches)
     blocks = trainer.model.blocks()
     with torch.no_grad():
-        forward = macs(lambda: [trainer.model(b.inputs, tuple(b.targets), b.source) for b in batches])
+        forward = macs(lambda: [trainer.model(b.inputs, tuple(b.targets), b.source) for each in steps for b in each])
     return {
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "shared_parameters": sum(p.numel() for p in blocks.shared.parameters),
         "forward_macs": forward // size,
-        "phases": _phases(trainer, source, batches, size),
+        "phases": _phases(trainer, source, steps, size),
     }
 
 
-def _phases(trainer: Trainer, source: Source, batches: tuple[Batch, ...], size: int) -> dict[str, Any]:
+def _first_steps(source: Source) -> list[tuple[Batch, ...]]:
+    """The first steps of an epoch that each bring a source not seen before."""
+    missing, steps = set(source.parts), []
+    for batches in source.steps(0):
+        found = {batch.source for batch in batches} & missing
+        if found:
+            steps.append(batches)
+            missing -= found
+        if not missing:
+            break
+    return steps
+
+
+def _phases(trainer: Trainer, source: Source, steps: list[tuple[Batch, ...]], size: int) -> dict[str, Any]:
     schedule, phases = copy.deepcopy(trainer.schedule), {}
     terms = {name: objective.block for name, objective in trainer.objectives.items()}
     schedule.setup(list(trainer.tasks), source.label_counts(), terms)
@@ -125,21 +139,30 @@ def _phases(trainer: Trainer, source: Source, batches: tuple[Batch, ...], size: 
             continue
         # two steps, since a schedule may make its updates in turns; their mean is what an epoch costs
         updates = [update for step in (0, 1) for update in schedule.updates(epoch, step)]
-        work = _Steps(trainer, source, batches, updates, None)
+        work = _Steps(trainer, source, steps, updates, None)
         phases[phase] = {"macs": macs(work) // (2 * size), "memory": work.memory()}
         frozen = not schedule.moves_shared(epoch)
         if frozen and trainer.model.boundary and source.cacheable and trainer.cache_features is not False:
-            cached = _Steps(trainer, source, batches, updates, _first_features(trainer, source, batches))
+            cached = _Steps(trainer, source, steps, updates, _first_features(trainer, source, steps))
             phases[f"{phase} (cached)"] = {"macs": macs(cached) // (2 * size), "memory": cached.memory()}
     return phases
 
 
-def _first_features(trainer: Trainer, source: Source, batches: tuple[Batch, ...]) -> dict[str, FeatureCache]:
-    one = _OneBatch(batches[0])
+def _first_features(
+    trainer: Trainer, source: Source, steps: list[tuple[Batch, ...]]
+) -> dict[int, dict[str, FeatureCache]]:
+    """The caches of each step, by its position."""
+    return {
+        position: {b.source: _features(trainer, b) for b in batches if source.parts[b.source].cacheable}
+        for position, batches in enumerate(steps)
+    }
+
+
+def _features(trainer: Trainer, batch: Batch) -> FeatureCache:
+    one = _OneBatch(batch)
     with torch.no_grad():
-        first = trainer.model.features(batches[0].inputs, batches[0].source)
-        cache = FeatureCache(one, trainer.model.features, batches[0].size, first)  # pyright: ignore[reportArgumentType]
-    return {source.name: cache}
+        first = trainer.model.features(batch.inputs, batch.source)
+        return FeatureCache(one, trainer.model.features, batch.size, first)  # pyright: ignore[reportArgumentType]
 
 
 class _OneBatch:
@@ -160,9 +183,9 @@ class _Steps:
         self,
         trainer: Trainer,
         source: Source,
-        batches: tuple[Batch, ...],
+        steps: list[tuple[Batch, ...]],
         updates: list[Any],
-        caches: dict[str, FeatureCache] | None,
+        caches: dict[int, dict[str, FeatureCache]] | None,
     ) -> None:
         self._model = copy.deepcopy(trainer.model).train()
         objectives = copy.deepcopy(trainer.objectives)
@@ -173,13 +196,14 @@ class _Steps:
             self._model, trainer.tasks, objectives, balancer, Freezer(self._model, objectives.values()), optimizers,
             trainer.autocast, trainer.gradients,
         )  # fmt: skip
-        self._batches = [_rows_from_zero(batch) for batch in batches] if caches else list(batches)
+        self._batches = [[_rows_from_zero(batch) for batch in batches] if caches else batches for batches in steps]
         self._updates = updates
         self._caches = caches
 
     def __call__(self) -> None:
-        for update in self._updates:
-            self._step(self._batches, update, self._caches)
+        for position, batches in enumerate(self._batches):
+            for update in self._updates:
+                self._step(batches, update, self._caches.get(position) if self._caches else None)
 
     def memory(self) -> int:
         """Peak bytes of a step once optimizer state exists; gradients are made anew in every step."""

@@ -28,7 +28,7 @@ def evaluate(
     chunk: int,
     autocast: Autocast,
     meter: Meter | None = None,
-    cache: FeatureCache | None = None,
+    caches: Mapping[str, FeatureCache] | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Figures of the whole source: ``loss``, ``<task>/loss``, ``<task>/<metric>``.
@@ -42,18 +42,19 @@ def evaluate(
         chunk: examples per forward pass.
         autocast: makes the context of the forward pass.
         meter: an emptied meter to reuse.
-        cache: the source's features, if they are known.
+        caches: {label of batches: features of that source's examples}, where they are known.
         ranks: the processes that share the work, each of which calls this; None for this one alone. A meter
             that is given must have the same.
     """
     meter = meter or Meter(tasks, ranks=ranks)
     sharing = None if ranks is None or ranks.alone or source.divided else ranks
     meter.reset()
-    start = 0
+    seen: dict[str, int] = {}
     for number, batch in enumerate(source.in_order(chunk)):
         mine = sharing is None or number % sharing.count == sharing.index
         names = [name for name in tasks if mine and batch.counts.get(name)]
         with autocast():
+            cache, start = (caches or {}).get(batch.source), seen.get(batch.source, 0)
             if cache is not None:
                 features = cache.part(start, start + batch.size)
                 read = batch.inputs if model.heads_read_inputs else None
@@ -64,7 +65,7 @@ def evaluate(
                 target, count = batch.targets[name], batch.counts[name]
                 meter.add(name, tasks[name].total(outputs[name], target, count, batch.weights.get(name)), count)
                 meter.keep(name, outputs[name], target)
-        start += batch.size
+        seen[batch.source] = start + batch.size
     return meter.figures()
 
 
@@ -111,15 +112,15 @@ def objective_values(
 
 @torch.no_grad()
 def predict(
-    model: Model, tasks: Mapping[str, Task], inputs: Any, chunk: int, autocast: Autocast
+    model: Model, tasks: Mapping[str, Task], inputs: Any, chunk: int, autocast: Autocast, source: str = ""
 ) -> dict[str, Prediction]:
-    """Predictions for bare inputs, `chunk` examples at a time; the model must be in eval mode."""
+    """Predictions for bare inputs of one source, `chunk` examples at a time; the model must be in eval mode."""
     length = len(tensors_of(inputs)[0])
     parts: dict[str, list[Any]] = {name: [] for name in tasks}
     for start in range(0, max(length, 1), chunk):
         part = map_inputs(lambda t, start=start: t[start : start + chunk], inputs)
         with autocast():
-            outputs = model(part, tuple(tasks))
+            outputs = model(part, tuple(tasks), source)
         for name in tasks:
             parts[name].append(outputs[name])
     return {name: tasks[name].predict(torch.cat(outputs)) for name, outputs in parts.items()}

@@ -112,10 +112,14 @@ class Run:
         trainer.schedule.setup(list(trainer.tasks), train.label_counts(), terms)
         together.align([self.model, *trainer.objectives.values(), trainer.balancer], self.ranks)
         self._unseen = set(trainer.tasks) if train.label_counts() is None else set()
+        self._unserved = set(train.parts) if len(train.parts) > 1 else set()
+        for column in train.monitored:
+            self.direction(column)
         try:
             self._check_updates()
             if any(not trainer.schedule.moves_shared(epoch) for epoch in self._unlike_epochs):
-                self._caches.insist(train, "train")
+                for part in train.parts.values():
+                    self._caches.insist(part, "train")
         finally:
             self.freezer.restore()
 
@@ -248,6 +252,7 @@ class Run:
         for batches in self._batches():
             if self._unseen:
                 self._unseen -= {name for batch in batches for name, count in batch.counts.items() if count}
+                self._unserved -= {batch.source for batch in batches}
             for callback in openers:
                 callback.on_step_start(self, batches)
             metered: set[str] = set()  # a second update on the same batches must not count them twice
@@ -265,7 +270,8 @@ class Run:
             raise ValueError("train: an epoch must hold at least one batch, found none")
         # always, as whether any is left may differ from rank to rank
         self._unseen = set.intersection(*map(set, self.ranks.objects(sorted(self._unseen))))
-        for name in sorted(self._unseen):
+        self._unserved = set.intersection(*map(set, self.ranks.objects(sorted(self._unserved))))
+        for name in () if self._unserved else sorted(self._unseen):  # it may be a source's whose turn has not come
             raise ValueError(f"train: every task must have at least one target, found none for `{name}` in an epoch")
         self._seconds = before + time.perf_counter() - begin
 
@@ -289,9 +295,13 @@ class Run:
             self._caches.clear()
             return None
         begin = time.perf_counter()
-        cache = self._caches.get(self.train, "train")
+        caches = self._cached(self.train, "train")
         self._seconds += time.perf_counter() - begin
-        return None if cache is None else {self.train.name: cache}
+        return caches or None
+
+    def _cached(self, source: Source, where: str) -> dict[str, FeatureCache]:
+        found = {label: self._caches.get(part, where) for label, part in source.parts.items()}
+        return {label: cache for label, cache in found.items() if cache is not None}
 
     def _end_epoch(self) -> None:
         phase, rates = self.phase, self.optimizers.rates()
@@ -323,14 +333,14 @@ class Run:
 
     def _validate(self) -> dict[str, float]:
         assert self.validation is not None
-        cache = None
+        caches = None
         if not self.trainer.schedule.moves_shared(self.epoch):
-            cache = self._caches.get(self.validation, "validation")
+            caches = self._cached(self.validation, "validation")
         self.freezer.evaluate()  # after the cache, whose filling wakes the heads
         trainer = self.trainer
         return evaluate(
             self.model, trainer.tasks, self.validation, trainer.evaluation_batch_size, trainer.autocast,
-            self._validation_meter, cache, self.ranks,
+            self._validation_meter, caches, self.ranks,
         )  # fmt: skip
 
     def _frozen_features(self, inputs: Any, source: str) -> Any:
@@ -380,6 +390,7 @@ class Run:
         state = {
             "fingerprint": self._fingerprint,
             "unseen": sorted(self._unseen),
+            "unserved": sorted(self._unserved),
             "train": self.train.state_dict(),
             "validation": {} if self.validation is None else self.validation.state_dict(),
             "meter": self._meter.state_dict(),
@@ -416,7 +427,7 @@ class Run:
         self._load_own_state(own[0])
 
     def _load_own_state(self, state: Mapping[str, Any]) -> None:
-        self._unseen = set(state["unseen"])
+        self._unseen, self._unserved = set(state["unseen"]), set(state["unserved"])
         self.train.load_state_dict(state["train"])
         if self.validation is not None:
             self.validation.load_state_dict(state["validation"])

@@ -16,10 +16,11 @@ from polytask.balancing.gradients import check_mode
 from polytask.balancing.scalarization.linear import Linear
 from polytask.balancing.sharded import is_sharded
 from polytask.callback import Callback
-from polytask.data.accept import as_inputs, as_source
+from polytask.data.accept import MixtureFactory, as_inputs, as_source
 from polytask.data.source import Source
 from polytask.errors import at_least, nearest, one_of, whole
 from polytask.models.base import Model
+from polytask.models.by_source import check_sources
 from polytask.objective import Objective
 from polytask.ranks import Ranks
 from polytask.schedules.base import Schedule
@@ -49,6 +50,8 @@ class Trainer:
         objectives: terms beside the tasks' losses.
         callbacks: acted on in order; neither the list nor its order is changed.
         batch_size: examples per step for arrays and data sets, at least 1; of all processes together.
+        mixture: function from {name: source} to one source: how training data of several sources are served, such as
+            ``data.RoundRobin``. ``data.Proportional`` if None.
         seed: of shuffles and dropout; the model's initial weights are the caller's (the first process's).
         groups: {key: optimizer settings}, such as ``{"trunk": {"lr": 1e-4}}``. A key is a prefix of
             parameter names, ``shared`` or ``specific``; the first that matches wins, the rest form a group.
@@ -106,6 +109,7 @@ class Trainer:
         objectives: Sequence[Objective] = (),
         callbacks: Sequence[Callback] = (),
         batch_size: int = 32,
+        mixture: MixtureFactory | None = None,
         seed: int = 0,
         groups: Mapping[str, Mapping[str, Any]] | None = None,
         scheduler: SchedulerFactory | None = None,
@@ -147,7 +151,10 @@ class Trainer:
         self.schedule = schedule or Joint()
         self.balancer = balancer or Linear()
         self.callbacks = tuple(callbacks)
+        if mixture is not None and not callable(mixture):
+            raise TypeError(f"`mixture` must be a function from sources to one source, found {type(mixture).__name__}")
         self.batch_size = batch_size
+        self.mixture = mixture
         self.seed = seed
         check_mode(self.balancer, gradients)
         whole("accumulate", accumulate, 1)
@@ -186,7 +193,7 @@ class Trainer:
         """Trains from the model's present weights; each call is a run of its own.
 
         Args:
-            train: a Source, a DataLoader, a Dataset, or (inputs, {task: targets}).
+            train: a Source, a DataLoader, a Dataset, (inputs, {task: targets}), or {source name: any of these}.
             validation: the same, or None.
             epochs: passes over the training data in all, at least 1; a resumed run counts those it made.
             resume: a checkpoint from which to go on. The caller builds the same objects; the file holds
@@ -202,12 +209,15 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM, after writing a checkpoint; a `KeyboardInterrupt`.
         """
         whole("epochs", epochs, 1)
-        train_source = as_source(train, self.tasks, batch_size=self.batch_size, shuffle=True, where="train")
+        train_source = as_source(
+            train, self.tasks, batch_size=self.batch_size, shuffle=True, where="train", mixture=self.mixture
+        )
         for part in (*self.objectives.values(), *self.callbacks):
             train_source = part.serve(train_source)
         train_source.shard(self.ranks.index, self.ranks.count)
         train_source.bind(self.tasks, self.device, "train", self.seed)
         self._check_all_tasks(train_source)
+        check_sources(self.model, train_source.parts, every=True)
         validation_source = None if validation is None else self._source(validation, "validation")
         self._place()
         callbacks = [*self.callbacks, *([Progress()] if self.progress else [])]
@@ -250,17 +260,22 @@ class Trainer:
                 for objective, mode in modes:
                     objective.train(mode)
 
-    def predict(self, inputs: Any) -> dict[str, Prediction]:
+    def predict(self, inputs: Any, source: str = "") -> dict[str, Prediction]:
         """Labels (or numbers) and probabilities for bare inputs, in eval mode.
 
         Args:
             inputs: tensor, array, or a tuple or dictionary of them, N examples.
+            source: the source whose kind of inputs they are, for a model that has an encoder for each.
+
+        Raises:
+            ValueError: the model has encoders for sources, and none for this one.
         """
+        check_sources(self.model, (source,))
         self._place()
         with _mode(self.model, training=False):
             return predict(
                 self.model, self.tasks, as_inputs(inputs, self.device), self.evaluation_batch_size,
-                self.autocast,
+                self.autocast, source,
             )  # fmt: skip
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -318,6 +333,7 @@ class Trainer:
         source = as_source(data, self.tasks, batch_size=self.batch_size, shuffle=False, where=where)
         source.check_parts(self.ranks.index, self.ranks.count)
         source.bind(self.tasks, self.device, where, self.seed)
+        check_sources(self.model, source.parts)
         return source
 
     def _check_all_tasks(self, source: Source) -> None:
