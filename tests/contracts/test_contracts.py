@@ -38,6 +38,8 @@ def _built(kind: type, tmp_path: Any = None) -> Any:
             given[name] = tmp_path / name if name in ("path", "folder") else ["a", "b"]
     if kind is pt.aggregation.TorchJD:
         given["aggregator"] = torchjd.aggregation.UPGrad()
+    if kind is pt.scalarization.EpsilonConstraint:
+        given["bounds"] = 0.5
     return kind(**given)
 
 

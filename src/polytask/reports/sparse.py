@@ -49,7 +49,7 @@ def write(study: Sparsified, title: str | None = None) -> Path:
     Returns:
         The path of ``report.html``.
     """
-    extra = "\n".join([_verdict(study), *map(_section, tables(study))])
+    extra = "\n".join([_verdict(study), *map(section, tables(study))])
     return page.write(study.records, study.folder, title=title, extra=extra)
 
 
@@ -57,7 +57,7 @@ def terminal_table(study: Sparsified) -> RenderableType:
     """The study for a terminal: the figures of its stages, what the network costs, and its rates."""
     from rich.console import Group
 
-    return Group(*(part for table in (_figures(study), _costs(study), _rates(study)) for part in _rich(table)))
+    return Group(*(part for table in (_figures(study), _costs(study), _rates(study)) for part in rich_parts(table)))
 
 
 def tables(study: Sparsified) -> list[Table]:
@@ -129,7 +129,8 @@ def _verdict(study: Sparsified) -> str:
     )
 
 
-def _section(table: Table) -> str:
+def section(table: Table) -> str:
+    """The table as a section of a page."""
     heads = "".join(f'<th scope="col">{escape(text)}</th>' for text in table.head)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(text)}</td>" for text in row[1:])}</tr>'
@@ -144,7 +145,8 @@ def _section(table: Table) -> str:
     )
 
 
-def _rich(table: Table) -> list[Any]:
+def rich_parts(table: Table) -> list[Any]:
+    """The table and its notes for a terminal."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text

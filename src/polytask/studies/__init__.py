@@ -5,9 +5,11 @@ from polytask.studies.executors import StudyInterrupted
 from polytask.studies.front import Front, front, read_front
 from polytask.studies.run import load, run, trained
 from polytask.studies.sparsify import Sparsified, read_sparsified, sparsify
+from polytask.studies.sparsify_seeds import SparsifiedSeeds, read_sparsified_seeds, sparsify_seeds
 from polytask.studies.store import RunRecord, read_record, read_study
 
 __all__ = [
-    "Comparison", "Front", "RunRecord", "Sparsified", "StudyInterrupted", "compare", "front", "load",
-    "read_comparison", "read_front", "read_record", "read_sparsified", "read_study", "run", "sparsify", "trained",
+    "Comparison", "Front", "RunRecord", "Sparsified", "SparsifiedSeeds", "StudyInterrupted", "compare", "front", "load",
+    "read_comparison", "read_front", "read_record", "read_sparsified", "read_sparsified_seeds", "read_study", "run",
+    "sparsify", "sparsify_seeds", "trained",
 ]  # fmt: skip
