@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from polytask.studies.front import Front
     from polytask.studies.grouping import Study
     from polytask.studies.sparsify import Sparsified
+    from polytask.studies.sparsify_seeds import SparsifiedSeeds
     from polytask.studies.store import RunRecord
 
 # whatever needs torch is imported inside the commands, so that `--help` answers at once
@@ -48,7 +49,9 @@ FRONT_HELP = (
 SPARSIFY_HELP = (
     "The file of a study holds these settings; `epochs` are those of the search and the retraining together. Settings "
     "of the trainer that differ in either are given as sparsify.search and sparsify.retrain. The same command goes on "
-    "with what a killed one left. Exit status 3: no epoch of the search was sparse enough."
+    "with what a killed one left. Exit status 3: no epoch of the search was sparse enough. --seeds takes a list such "
+    "as 0,1,2 (so does `seeds` in the file): the whole study once a seed, below one folder, with means and spreads. "
+    "--jobs is how many at once, 1 if not given: latencies measured beside other work are less certain."
 )
 GROUP_HELP = (
     "Trains all tasks together and measures whether a step for one helps the others, suggests at most --groups groups "
@@ -201,11 +204,15 @@ def _group(words: list[str]) -> int:
 
 
 def _sparsify(words: list[str]) -> int:
-    """train a sparse network and make a smaller one of it: CONFIG.yaml [--out FOLDER] [--any.setting VALUE ...]"""
-    given = _configured("sparsify", words, ("--out",), ("--overwrite", "--print_config"))
+    """train a sparse network and make a smaller one of it: CONFIG.yaml [--seeds 0,1,2] [--out FOLDER] [...]"""
+    given = _configured("sparsify", words, ("--out", "--jobs", "--seeds"), ("--overwrite", "--print_config"))
     from polytask.studies import spec
-    from polytask.studies.sparsify import plan, sparsify
+    from polytask.studies.sparsify import SEEDS_KEY, plan, sparsify
 
+    if "--seeds" in given.options or SEEDS_KEY in spec.read_config(given.config):
+        return _sparsify_seeds(given)
+    if "--jobs" in given.options:
+        raise ValueError("`--jobs` is for several seeds (`--seeds 0,1,2`), found one")
     if "--print_config" in given.options:
         print(spec.dump(plan(given.config, given.overrides).config), end="")
         return 0
@@ -213,6 +220,23 @@ def _sparsify(words: list[str]) -> int:
         given.config, overrides=given.overrides, folder=given.folder(), overwrite="--overwrite" in given.options
     )
     return _report_on_sparsified(study, title=Path(given.config).stem)
+
+
+def _sparsify_seeds(given: _Words) -> int:
+    from polytask.studies import spec
+    from polytask.studies.sparsify_seeds import plan_seeds, sparsify_seeds
+
+    seeds = given.numbers("--seeds")
+    if "--print_config" in given.options:
+        configs = plan_seeds(given.config, given.overrides, seeds).configs
+        first = {key: value for key, value in next(iter(configs.values())).items() if key != "seed"}
+        print(spec.dump({"seeds": list(configs)} | first), end="")
+        return 0
+    found = sparsify_seeds(
+        given.config, seeds=seeds, overrides=given.overrides, folder=given.folder(), jobs=given.number("--jobs") or 1,
+        overwrite="--overwrite" in given.options,
+    )  # fmt: skip
+    return _report_on_sparsified_seeds(found, title=Path(given.config).stem)
 
 
 def _export(words: list[str]) -> int:
@@ -258,13 +282,17 @@ def _report(words: list[str]) -> int:
         return _report_on_groups(read_grouping(given.folder), title=Path(given.folder).resolve().name)
     if is_front(given.folder):
         return _report_on_front(read_front(given.folder), title=Path(given.folder).resolve().name)
+    from polytask.studies.sparsify_seeds import has_sparsified_seeds, read_sparsified_seeds
+
+    if has_sparsified_seeds(given.folder):
+        return _report_on_sparsified_seeds(read_sparsified_seeds(given.folder), title=Path(given.folder).resolve().name)
     if is_sparsified(given.folder):
         return _report_on_sparsified(read_sparsified(given.folder), title=Path(given.folder).resolve().name)
     return _report_on(read_comparison(given.folder), title=Path(given.folder).resolve().name)
 
 
 def _methods(words: list[str]) -> int:
-    """list the schedules, balancers, models and callbacks: what each needs, costs and keeps"""
+    """list the schedules, balancers, models, objectives and callbacks: what each needs, costs and keeps"""
     _parsed("methods", words, None)
     from polytask.catalog import KINDS, catalog
 
@@ -526,6 +554,27 @@ def _report_on_sparsified(study: Sparsified, title: str) -> int:
         file=sys.stderr,
     )
     return NOT_REACHED
+
+
+def _report_on_sparsified_seeds(found: SparsifiedSeeds, title: str) -> int:
+    from rich.console import Console
+
+    from polytask.reports import sparse_seeds
+
+    told = "; ".join(f"seed {seed}: {reason}" for seed, reason in found.unfinished.items())
+    if not found.studies:
+        return _refuse(f"no study came to an end; {told}")
+    Console(width=None if sys.stdout.isatty() else 140).print(sparse_seeds.terminal_table(found))
+    print(f"report: {sparse_seeds.write(found, title=title)}")
+    if told:
+        print(f"polytask: {len(found.unfinished)} of {len(found.seeds)} studies did not end; {told}", file=sys.stderr)
+        return SOME_FAILED
+    if found.missed:
+        print(
+            f"polytask: no epoch of the search was sparse enough with the seeds {found.missed}; the sparsest were kept",
+            file=sys.stderr,
+        )
+    return NOT_REACHED if found.missed else 0
 
 
 def _first_failure(failed: Sequence[RunRecord]) -> str:

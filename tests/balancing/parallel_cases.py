@@ -41,6 +41,8 @@ def built(kind: type) -> Any:
     """A balancer from defaults."""
     if kind is pt.aggregation.TorchJD:
         return kind(torchjd.aggregation.UPGrad())
+    if kind is pt.scalarization.EpsilonConstraint:
+        return kind(bounds=0.5)
     given = [
         p for p in inspect.signature(kind).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]

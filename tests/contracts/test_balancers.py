@@ -22,7 +22,7 @@ from polytask.catalog import Entry, catalog
 
 MODES = ("exact", "features", "low_memory")
 ENTRIES = catalog("balancer")
-GIVEN = {"aggregator": lambda: torchjd.aggregation.UPGrad()}  # what has no default
+GIVEN = {"aggregator": lambda: torchjd.aggregation.UPGrad(), "bounds": lambda: 0.5}  # what has no default
 
 every_balancer = pytest.mark.parametrize("entry", ENTRIES, ids=[entry.name for entry in ENTRIES])
 

@@ -40,6 +40,8 @@ def _built(kind: type, tmp_path: Any = None) -> Any:
         given["aggregator"] = torchjd.aggregation.UPGrad()
     if kind is pt.schedules.BySimilarity:
         given |= {"primary": "b", "similarity": {"a": 0.5}}
+    if kind is pt.scalarization.EpsilonConstraint:
+        given["bounds"] = 0.5
     return kind(**given)
 
 

@@ -153,3 +153,14 @@ def test_the_front_in_a_browser(made, tmp_path, browser, objectives):  # noqa: F
     before = browser.execute_script(shown)
     browser.find_element("css selector", "button[data-method='1']").click()
     assert browser.execute_script(shown) < before
+
+
+def test_counts_and_budgets_are_told_over_the_seeds(made):
+    front = made(seeds=(0, 1, 2))
+    table = report.volume_table(front, [front.view(kind) for kind in KINDS])
+    assert table.rows[0][-1] == "5.0 ± 0.0 of 5 (5, 5, 5)"
+    (line,) = report.budget(front)
+    assert line.startswith("Budget, 5 vectors and 3 seeds each: Chebyshev 15 runs, ") and "; Linear 15 runs, " in line
+    assert line in report.front_markdown(front)
+    front.sweeps.pop()
+    assert report.budget(front) == []

@@ -1,9 +1,12 @@
+import gc
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -210,3 +213,26 @@ def test_a_stopped_comparison_goes_on_to_the_same_end(study, tmp_path, number):
     whole = pt.compare(study, folder=tmp_path / "b", jobs=2, progress=False)
     assert not resumed.failed, resumed.failed[0].error
     assert figures(resumed) == figures(whole)
+
+
+def test_the_data_of_a_run_are_let_go_of_before_the_next(config, tmp_path, monkeypatch):
+    """Objects in circles wait for the garbage collector, which the few objects of a run do not wake."""
+    alive = []
+    module = importlib.import_module("polytask.studies.run")
+    whole = module.splits_of
+
+    def watched(built):
+        assert not any(reference() is not None for reference in alive), "the data of an earlier run are still there"
+        splits = whole(built)
+        alive.append(weakref.ref(splits.train.inputs))
+        alive.append(weakref.ref(built.trainer))
+        return splits
+
+    monkeypatch.setattr(module, "splits_of", watched)
+    todo = [Job("joint", spec.resolve(config | {"seed": seed}), tmp_path / str(seed)) for seed in range(3)]
+    gc.disable()
+    try:
+        records = executors.run_all(todo, jobs=1, progress=False)
+    finally:
+        gc.enable()
+    assert [record.state for record in records] == ["done"] * 3 and len(alive) == 6

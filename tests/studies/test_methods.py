@@ -72,7 +72,8 @@ def test_groups_hold_every_balancer_that_needs_no_settings():
     assert groups["all"] == groups["aggregation"] | groups["scalarization"]
     assert not groups["aggregation"] & groups["scalarization"]
     every = {name for name, cls in our_classes().items() if issubclass(cls, Balancer)}
-    assert every - groups["all"] == {"Linear", "Sum", "TorchJD"}  # the sum itself twice, and one that needs a method
+    # the sum itself twice, and those that need a method or bounds
+    assert every - groups["all"] == {"Linear", "Sum", "TorchJD", "EpsilonConstraint"}
     # a setting given by name is kept where the group holds the method too
     settings = read_methods(["all", {"CAGrad": {"c": 0.8}}])
     assert settings["CAGrad"]["trainer"]["balancer"]["init_args"] == {"c": 0.8} and set(settings) == groups["all"]

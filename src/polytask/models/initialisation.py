@@ -61,10 +61,7 @@ def lsuv(
     >>> list(reached), all(abs(value - 1) <= 0.1 for value in reached.values())
     (['0', '2', '4'], True)
     """
-    for name, value in (("std", std), ("tolerance", tolerance)):
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"`{name}` must be a finite number above 0, found {value}")
-    whole("tries", tries, 1)
+    check_lsuv(std, tolerance, tries)
     run = forward or (lambda module, inputs: module(inputs))
     with _as_in_training(module):
         layers = _running(module, lambda: run(module, inputs))
@@ -74,6 +71,14 @@ def lsuv(
             name: _scale(layer, name, lambda: run(module, inputs), std, tolerance, tries)
             for name, layer in layers.items()
         }
+
+
+def check_lsuv(std: float, tolerance: float, tries: int) -> None:
+    """Raises `ValueError` if a setting of `lsuv` is out of range."""
+    for name, value in (("std", std), ("tolerance", tolerance)):
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"`{name}` must be a finite number above 0, found {value}")
+    whole("tries", tries, 1)
 
 
 def _running(module: nn.Module, run: Callable[[], Any]) -> dict[str, nn.Module]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from polytask.reports.front_charts import front_charts, front_png, section
@@ -92,7 +93,7 @@ def front_html(front: Front, title: str | None = None) -> str:
         _failures(front),
         '<section aria-labelledby="h-volumes"><h2 id="h-volumes">Hypervolume</h2>',
         _html_table(volume_table(front, views), "Hypervolume", "volumes", front.sweeps),
-        _list(verdicts(front, views)),
+        _list([*verdicts(front, views), *budget(front)]),
         "</section>",
         legend(front.sweeps, drawn),
         *_sections(views, drawn),
@@ -110,7 +111,7 @@ def front_html(front: Front, title: str | None = None) -> str:
 def front_markdown(front: Front) -> str:
     """The front as Markdown: hypervolumes, verdicts, every vector, notes."""
     views = [front.view(kind) for kind in KINDS]
-    parts = [_markdown_table(volume_table(front, views)), _markdown_list(verdicts(front, views))]
+    parts = [_markdown_table(volume_table(front, views)), _markdown_list([*verdicts(front, views), *budget(front)])]
     parts += [_markdown_table(vector_table(front, views)), _markdown_list(notes(front, views))]
     bad = _unfinished(front)
     return "\n\n".join([*parts, *([_markdown_list(bad)] if bad else [])]) + "\n"
@@ -131,7 +132,7 @@ def front_terminal(front: Front) -> RenderableType:
         shown.add_column(heading, justify="left" if number < table.names else "right")
     for row in table.rows:
         shown.add_row(*map(Text, row))
-    return Group(shown, *(Text(line) for line in verdicts(front, views)))
+    return Group(shown, *(Text(line) for line in [*verdicts(front, views), *budget(front)]))
 
 
 def csv_text(front: Front, views: Sequence[View]) -> str:
@@ -157,7 +158,7 @@ def volume_table(front: Front, views: Sequence[View]) -> Table:
     """One row a sweep: hypervolumes over the comparable seeds, and how many points are non-dominated."""
     heads = [("sweep", "")]
     heads += [(f"by {view.kind}, {split}", "hypervolume, higher is better") for view in views for split in SPLITS]
-    heads += [(f"non-dominated by {view.kind}", "on validation, each seed") for view in views]
+    heads += [(f"non-dominated by {view.kind}", "on validation") for view in views]
     rows = []
     for sweep in front.sweeps:
         row = [sweep]
@@ -165,10 +166,38 @@ def volume_table(front: Front, views: Sequence[View]) -> Table:
             row += [_shown(Estimate.of(view.volumes(sweep, split)), 4) for split in SPLITS]
         for view in views:
             curves = [curve for curve in view.curves if curve.sweep == sweep]
-            counts = ", ".join(f"{sum(curve.chosen)} of {len(curve.chosen)}" for curve in curves)
-            row.append(counts or NOTHING)
+            row.append(_counts([(sum(curve.chosen), len(curve.chosen)) for curve in curves]))
         rows.append(row)
     return Table(heads, rows)
+
+
+def _counts(found: Sequence[tuple[int, int]]) -> str:
+    """How many points of how many, for each seed: their mean and spread where all seeds have as many points.
+
+    >>> _counts([(10, 11), (8, 11)]), _counts([(4, 4), (5, 5)])
+    ('9.0 ± 1.4 of 11 (10, 8)', '4 of 4, 5 of 5')
+    """
+    totals = {total for _, total in found}
+    if len(found) < 2 or len(totals) > 1:
+        return ", ".join(f"{count} of {total}" for count, total in found) or NOTHING
+    counts = [count for count, _ in found]
+    each = ", ".join(map(str, counts))
+    return f"{fmean(counts):.1f} ± {stdev(counts):.1f} of {totals.pop()} ({each})"
+
+
+def budget(front: Front) -> list[str]:
+    """What the sweeps spent, in one sentence; nothing where there is one sweep or no run has ended."""
+    done = [point for point in front.points if point.record.state == "done"]
+    if len(front.sweeps) < 2 or not done:
+        return []
+    spent = []
+    for sweep in front.sweeps:
+        runs = [point.record for point in done if point.sweep == sweep]
+        epochs, seconds = sum(run.epochs for run in runs), sum(run.seconds for run in runs)
+        spent.append(f"{sweep} {plural(len(runs), 'run')}, {plural(epochs, 'epoch')}, {duration(seconds)} of training")
+    vectors = {tuple(point.vector.values()) for point in front.points}
+    seeds = plural(len(front.seeds), "seed")
+    return [f"Budget, {plural(len(vectors), 'vector')} and {seeds} each: {'; '.join(spent)}."]
 
 
 def verdicts(front: Front, views: Sequence[View]) -> list[str]:

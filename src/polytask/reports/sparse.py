@@ -57,7 +57,7 @@ def terminal_table(study: Sparsified) -> RenderableType:
     """The study for a terminal: the figures of its stages, what the network costs, and its rates."""
     from rich.console import Group
 
-    return Group(*(part for table in (_figures(study), _costs(study), _rates(study)) for part in _rich(table)))
+    return Group(*(part for table in (_figures(study), _costs(study), _rates(study)) for part in rich_parts(table)))
 
 
 def tables(study: Sparsified) -> list[Table]:
@@ -145,7 +145,8 @@ def section(table: Table) -> str:
     )
 
 
-def _rich(table: Table) -> list[Any]:
+def rich_parts(table: Table) -> list[Any]:
+    """The table and its notes for a terminal."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text

@@ -6,10 +6,11 @@ from polytask.studies.front import Front, front, read_front
 from polytask.studies.grouping import Grouping, group, read_grouping, suggest
 from polytask.studies.run import load, run, trained
 from polytask.studies.sparsify import Sparsified, read_sparsified, sparsify
+from polytask.studies.sparsify_seeds import SparsifiedSeeds, read_sparsified_seeds, sparsify_seeds
 from polytask.studies.store import RunRecord, read_record, read_study
 
 __all__ = [
-    "Comparison", "Front", "Grouping", "RunRecord", "Sparsified", "StudyInterrupted", "compare", "front", "group",
-    "load", "read_comparison", "read_front", "read_grouping", "read_record", "read_sparsified", "read_study", "run",
-    "sparsify", "suggest", "trained",
+    "Comparison", "Front", "Grouping", "RunRecord", "Sparsified", "SparsifiedSeeds", "StudyInterrupted", "compare",
+    "front", "group", "load", "read_comparison", "read_front", "read_grouping", "read_record", "read_sparsified",
+    "read_sparsified_seeds", "read_study", "run", "sparsify", "sparsify_seeds", "suggest", "trained",
 ]  # fmt: skip

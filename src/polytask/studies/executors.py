@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +53,17 @@ class Job:
         config: its resolved configuration.
         folder: its run folder.
         after: the run folder of the job that must end before this one begins, None if it may begin at once.
+        make: how it is made, from the job and whether to overwrite; a function of a module, as other processes must
+            find it. None trains the configuration.
+        stages: folders below `folder` whose runs it is made of, in order; their epochs add up to the configuration's.
     """
 
     method: str
     config: Mapping[str, Any]
     folder: Path
     after: Path | None = None
+    make: Callable[[Job, bool], RunRecord] | None = None
+    stages: Sequence[str] = ("",)
 
 
 def run_all(
@@ -141,7 +147,7 @@ def _worker(index: int, job: Job, overwrite: bool, parent: int) -> tuple[int, Ru
     except Interrupted:
         if os.getppid() != parent:
             os._exit(1)  # there is nobody to report to, and what is queued must not start
-        return index, read_record(job.folder)
+        return index, RunRecord(job.method, job.config["seed"], "running", folder=job.folder)
 
 
 @functools.cache
@@ -158,9 +164,17 @@ def _watch(parent: int) -> None:
 
 def _one(job: Job, overwrite: bool) -> RunRecord:
     try:
-        return run(job.config, job.folder, method=job.method, overwrite=overwrite, wait=ORPHAN_SECONDS)
+        return (job.make or _train)(job, overwrite)
     except Exception as error:  # its folder could not be used, or a user's class broke: told, not written
         return RunRecord(job.method, job.config["seed"], "failed", error=spec.one_line(error), folder=job.folder)
+    finally:
+        # a run's objects refer to one another in circles, and are few: left to itself, Python keeps the data of a dozen
+        # runs before it looks for circles
+        gc.collect()
+
+
+def _train(job: Job, overwrite: bool) -> RunRecord:
+    return run(job.config, job.folder, method=job.method, overwrite=overwrite, wait=ORPHAN_SECONDS)
 
 
 def _stop_workers(todo: Sequence[Job]) -> None:
@@ -275,13 +289,15 @@ def _bar() -> Any:
 def _progress_of(job: Job) -> tuple[float, str]:
     """How much of a run is done, and what to say of it while it is going on."""
     try:
-        record = read_record(job.folder)
+        found = [read_record(job.folder / stage) for stage in job.stages if (job.folder / stage / "run.json").is_file()]
     except (OSError, ValueError):
         return 0.0, ""
-    if record.state in ("done", "failed"):
+    if not found:
+        return 0.0, ""
+    if found[-1].state == "failed" or (found[-1].state == "done" and len(found) == len(job.stages)):
         return 1.0, ""
-    epochs = job.config["epochs"]
-    return record.epochs / epochs, f"{record.method} seed {record.seed}: {record.epochs}/{epochs}"
+    epochs, done = job.config["epochs"], sum(record.epochs for record in found)
+    return done / epochs, f"{job.method} seed {job.config['seed']}: {done}/{epochs}"
 
 
 def describe(record: RunRecord) -> str:

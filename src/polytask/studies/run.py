@@ -53,6 +53,8 @@ CHECKPOINT_SECONDS = 5.0
 RECORD_SECONDS = 1.0
 GRID = 121
 POINTS = 500
+STUDIES = ("study.json", "front.json", "sparsify.json", "seeds.json")
+"""Files that tell the folder of a study from that of a run."""
 LAYOUT = "layout.json"
 """Sizes of the layers of a compact network, see `polytask.sparsity.compact.rebuild`."""
 FILES = (
@@ -312,7 +314,7 @@ def stored(folder: Path) -> spec.Config:
     path = folder / "config.yaml"
     if not folder.is_dir():
         raise FileNotFoundError(f"a run folder must exist, found none at {folder}")
-    if any((folder / name).is_file() for name in ("study.json", "front.json")):
+    if any((folder / name).is_file() for name in STUDIES):
         runs = sorted(str(found.parent.relative_to(folder)) for found in folder.rglob("run.json"))
         raise FileNotFoundError(f"{folder} must be the folder of one run, found a study's: name one of {runs[:3]}")
     if not path.is_file():

@@ -26,6 +26,9 @@ logger = logging.getLogger("polytask")
 
 FORMAT = 1
 RECORD = "sparsify.json"
+SEEDS = "seeds.json"
+"""What a folder with studies of several seeds holds; see `polytask.studies.sparsify_seeds`."""
+SEEDS_KEY = "seeds"
 METHODS = ("growl", "magnitude")
 PENALTY = "sparsity"
 """The name of the sparsity objective, as preferences give it."""
@@ -201,6 +204,11 @@ def plan(config: Mapping[str, Any] | str | Path, overrides: spec.Overrides = ())
         ValueError: an unknown key or class, or a value out of range.
     """
     content = spec.read_config(config)
+    if SEEDS_KEY in content:
+        raise ValueError(
+            f"a study of one network takes one `seed`, found `{SEEDS_KEY}`: that is for `polytask sparsify` and "
+            "`polytask.studies.sparsify_seeds`"
+        )
     if not isinstance(content.get("sparsify"), Mapping):
         found = repr(content["sparsify"]) if "sparsify" in content else "none"
         raise ValueError(f"a configuration to sparsify must have a section `sparsify`, found {found}")
@@ -229,6 +237,7 @@ def sparsify(
     folder: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    wait: float = 0.0,
 ) -> Sparsified:
     """Trains a sparse network, makes a smaller one of it, and checks that both say the same.
 
@@ -247,6 +256,7 @@ def sparsify(
         folder: where to store it; ``runs/<name of the file>`` if None.
         overwrite: start afresh where the folder holds a study of another configuration.
         progress: show how it goes.
+        wait: seconds to wait for another process that works in the folder.
 
     Raises:
         ValueError: a wrong configuration, more sparsity than the caps allow, a folder that holds another study, a
@@ -262,15 +272,17 @@ def sparsify(
     if folder is None:
         folder = Path("runs") / (Path(config).stem if isinstance(config, str | Path) else "sparsified")
     target = Path(folder)
+    if (target / SEEDS).is_file():
+        raise ValueError(f"{target} must hold no studies of several seeds, found {SEEDS}: choose another output folder")
     if not overwrite:
         check_same(target, made.config)
     with threads(made.config["threads"]):
         if (target / RECORD).is_file() and not different(target, made.config):
             return read_sparsified(target)
         stages = Stages(made, target, progress)
-        _prepare(stages)
+        prepare(stages)
         probe(target)
-        with lock(target):
+        with lock(target, wait):
             if different(target, made.config):
                 _clear(target)
             write_text(target / "config.yaml", spec.dump(made.config))
@@ -358,7 +370,7 @@ def _stage(name: str, config: spec.Config, changes: Mapping[str, Any]) -> spec.C
         return spec.resolve(spec.merge(config, {"trainer": changes}))
 
 
-def _prepare(stages: Stages) -> None:
+def prepare(stages: Stages) -> None:
     """Loads the data; what objects refuse, and what the caps do not allow, is told before anything is written."""
     made, settings = stages.plan, stages.plan.settings
     with _named("search"):

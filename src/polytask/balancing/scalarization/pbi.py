@@ -1,0 +1,104 @@
+"""Penalty-based boundary intersection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from polytask.balancing.base import Evidence, Scalarizer
+from polytask.balancing.keyed import Constants, by_name, in_range
+
+_TINY = 1e-12
+
+
+@final
+class PBI(Scalarizer):
+    """Along a ray and towards it: S = d_1 + θ d_2, penalty-based boundary intersection.
+
+    With l_k = L_k − z_k and a unit vector u, d_1 = |lᵀu| is how far the losses lie along the ray z + t u, and
+    d_2 = ‖l − (lᵀu) u‖ how far away from it. For θ large enough the minimum is where the ray meets the front, a
+    non-convex one too. The weights are ∂S/∂L = sign(lᵀu) u + θ r / ‖r‖ with r = l − (lᵀu) u, and u alone on the ray.
+
+    The ray is u_k ∝ 1 / k_k, on which all k_k (L_k − z_k) are equal, so that a preference k asks for the same point as
+    under `Chebyshev`. A weight can be negative: an objective that is too good for its preference is given up for the
+    others; a small θ avoids that and may miss the ray. S has a kink on the ray, so steps of constant size go to and
+    fro across it: let the learning rate fall.
+
+    Paper: Zhang and Li 2007, MOEA/D, `doi.org/10.1109/TEVC.2007.892759 <https://doi.org/10.1109/TEVC.2007.892759>`_.
+    There the vector λ is the ray's direction itself, large for an objective that may be large; here a large k_k is, as
+    in all scalarizers of this package, for one that must be small. Absent objectives are left out of both distances.
+    With one objective the weight is 1.
+
+    Args:
+        preference: k_k at least 0, summing to 1: {objective: k_k} or in the objectives' order; 1/K if None. At 0 the
+            ray is the axis of that objective.
+        theta: θ at least 0, 5 in the paper. Two objectives whose front crosses the ray at an angle α to it need
+            θ > cot α.
+        reference: z_k, a bound below every loss, likewise; 0 if None.
+
+    Raises:
+        ValueError: a preference that is negative, does not sum to 1 or does not fit the objectives; a reference that
+            is not finite or does not fit them; a `theta` that is negative or not finite.
+
+    >>> balancer = PBI([0.5, 0.5], theta=0.5)
+    >>> balancer.setup(["circle", "rhombus"])
+    >>> balancer.combine(Evidence(["circle", "rhombus"], [torch.tensor(0.4), torch.tensor(0.6)]))
+    tensor([0.3536, 1.0607])
+    """
+
+    def __init__(
+        self,
+        preference: Mapping[str, float] | Sequence[float] | None = None,
+        theta: float = 5.0,
+        reference: Mapping[str, float] | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 <= theta < math.inf:
+            raise ValueError(f"`theta` must be at least 0 and finite, found {theta}")
+        in_range("preference", preference, low=0)
+        in_range("reference", reference)
+        if preference is not None:
+            total = sum(preference.values() if isinstance(preference, Mapping) else preference)
+            if abs(total - 1) > 1e-4:
+                raise ValueError(f"`preference` must sum to 1, found a sum of {total:g}")
+        self.preference = preference
+        self.theta = theta
+        self.reference = reference
+        self._slopes = Constants({}, 1.0)
+        self._reference = Constants({}, 0.0)
+
+    def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
+        preference = by_name("preference", self.preference, names, 1 / max(len(names), 1))
+        least = min((value for value in preference.values() if value > 0), default=1.0) * _TINY
+        # scaled so that the largest is 1: the inverse of the least would overflow in single precision
+        slopes = {name: 1 / max(value, least) for name, value in preference.items()}
+        largest = max(slopes.values(), default=1.0)
+        self._slopes = Constants({name: value / largest for name, value in slopes.items()}, 1.0)
+        self._reference = Constants(by_name("reference", self.reference, names, 0.0), 0.0)
+        super().setup(names, examples)
+
+    def combine(self, evidence: Evidence) -> Tensor:
+        names, losses = evidence.names, evidence.losses
+        slopes = self._slopes(names, losses)
+        ray = slopes / torch.linalg.vector_norm(slopes)
+        gaps = losses - self._reference(names, losses)
+        along = gaps @ ray
+        away = gaps - along * ray
+        distance = torch.linalg.vector_norm(away)
+        # below what the subtraction leaves of rounding, the losses are on the ray
+        off = distance > 4 * torch.finfo(losses.dtype).eps * torch.linalg.vector_norm(gaps)
+        side = torch.where(along < 0, -1.0, 1.0)
+        return side * ray + self.theta * off * away / distance.clamp(min=torch.finfo(losses.dtype).tiny)
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {
+            "preference": _plain(self.preference), "theta": self.theta, "reference": _plain(self.reference)
+        }  # fmt: skip
+
+
+def _plain(given: Mapping[str, float] | Sequence[float] | None) -> dict[str, float] | list[float] | None:
+    return dict(given) if isinstance(given, Mapping) else given if given is None else list(given)

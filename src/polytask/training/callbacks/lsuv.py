@@ -1,0 +1,83 @@
+"""Initial weights that depend on the data, drawn when a fit begins."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, final
+
+from polytask.batch import Batch
+from polytask.callback import Callback
+from polytask.errors import whole
+from polytask.models.initialisation import check_lsuv, lsuv
+from polytask.training.together import align
+
+if TYPE_CHECKING:
+    from polytask.training.run import Run
+
+logger = logging.getLogger("polytask")
+
+
+@final
+class LSUV(Callback):
+    """Layer-sequential unit-variance initialisation on training data, before the first update of a fit.
+
+    Calls `polytask.models.lsuv` on the first training examples in storage order, of each source if there are several,
+    nothing augmented, and under the trainer's seed. Whatever weights the network had are lost, those of a
+    configuration's ``start`` or of an earlier fit among them; a resumed fit goes on with its own. Of several processes
+    all end with the weights of the first. In `polytask sparsify` it belongs to the search:
+    ``search: {callbacks: [LSUV]}``.
+
+    Paper: Mishkin and Matas, *All you need is a good init*, `arXiv:1511.06422 <https://arxiv.org/abs/1511.06422>`_.
+
+    Args:
+        examples: of each source, at least 2.
+        std: wanted standard deviation of every layer's outputs, above 0.
+        tolerance: how far from it is near enough, above 0.
+        tries: divisions per layer, at least 1.
+
+    Raises:
+        ValueError: a number is out of range; at the start of a fit: no layer runs, or a layer's outputs are constant or
+            not finite.
+
+    >>> LSUV(examples=128).describe()
+    {'callback': 'LSUV', 'examples': 128, 'std': 1.0, 'tolerance': 0.1, 'tries': 10}
+    """
+
+    def __init__(self, examples: int = 256, std: float = 1.0, tolerance: float = 0.1, tries: int = 10) -> None:
+        whole("examples", examples, 2)
+        check_lsuv(std, tolerance, tries)
+        self.examples = examples
+        self.std = std
+        self.tolerance = tolerance
+        self.tries = tries
+
+    def on_fit_start(self, run: Run) -> None:
+        def forward(model: Any, batches: list[Batch]) -> None:
+            for batch in batches:
+                names = [name for name in run.trainer.tasks if batch.counts.get(name)]
+                model(batch.inputs, names or None, batch.source)
+
+        reached = lsuv(
+            run.model, self._batches(run), std=self.std, tolerance=self.tolerance, tries=self.tries,
+            seed=run.trainer.seed, forward=forward,
+        )  # fmt: skip
+        align([run.model], run.ranks)
+        missed = {name: value for name, value in reached.items() if abs(value - self.std) > self.tolerance}
+        logger.info("LSUV: %d layers have a standard deviation of %g", len(reached) - len(missed), self.std)
+        for name, value in missed.items():
+            logger.warning("LSUV: after %d tries the outputs of `%s` deviate by %.3g", self.tries, name, value)
+
+    def _batches(self, run: Run) -> list[Batch]:
+        """The first batch of each source, until every task has been seen; the source is left as it was."""
+        found: dict[str, Batch] = {}
+        tasks = set(run.trainer.tasks)
+        state = run.train.state_dict()
+        with closing(run.train.in_order(self.examples)) as batches:  # pyright: ignore[reportArgumentType]
+            for batch in batches:
+                found.setdefault(batch.source, batch)
+                tasks -= {name for name, count in batch.counts.items() if count}
+                if not tasks:
+                    break
+        run.train.load_state_dict(state)
+        return list(found.values())
