@@ -1,7 +1,7 @@
 """Data sets (tasks with train, validation and test splits), and sources, which serve batches."""
 
 from polytask.data.arrays import Arrays
-from polytask.data.base import DataSet, Split, Splits, data_folder
+from polytask.data.base import DataSet, Examples, Split, Splits, data_folder
 from polytask.data.cifar10 import CIFAR10
 from polytask.data.cifar10_mnist import Cifar10Mnist
 from polytask.data.digits import MultiDigits
@@ -11,6 +11,7 @@ from polytask.data.mnist import MNIST, read_idx
 from polytask.data.multimnist import MultiMNIST
 from polytask.data.source import Source
 from polytask.data.synthetic import CircleRhombus
+from polytask.data.table import Table
 
 __all__ = [
     "CIFAR10",
@@ -19,6 +20,7 @@ __all__ = [
     "Cifar10Mnist",
     "CircleRhombus",
     "DataSet",
+    "Examples",
     "Loader",
     "MultiDigits",
     "MultiMNIST",
@@ -27,6 +29,7 @@ __all__ = [
     "Source",
     "Split",
     "Splits",
+    "Table",
     "data_folder",
     "read_idx",
 ]
