@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+import polytask.data
+
 FOLDER = Path(__file__).parents[1] / "examples"
 
 
@@ -24,7 +26,7 @@ def _example(name: str) -> ModuleType:
 
 def test_every_example_is_run_here():
     assert {path.stem for path in FOLDER.glob("*.py")} == {
-        "plain_loop", "accumulating_loop", "lightning_module", "data_parallel", "distributed_loop",
+        "plain_loop", "accumulating_loop", "lightning_module", "data_parallel", "distributed_loop", "table",
     }  # fmt: skip
 
 
@@ -62,3 +64,18 @@ def test_lightning_module(tmp_path: Path):
 def test_data_parallel():  # by several processes: tests/training/test_parallel.py
     history = _example("data_parallel").trained(4).history
     assert history[-1]["validation/loss"] < history[0]["validation/loss"]
+
+
+def test_table(tmp_path: Path):  # its commands on a smaller table: tests/test_init.py
+    path = tmp_path / "customers.csv"
+    made = _example("table").customers(600)
+    made.to_csv(path, index=False)
+    table = polytask.data.Table(str(path), ["leaves", "spent"])
+    assert made.shape == (600, 14) and [len(part.inputs) for part in table.load()] == [420, 90, 90]
+
+
+@pytest.mark.slow
+def test_table_by_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    _example("table").main(600, 1)
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1001

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
     from polytask.studies.compare import Comparison
+    from polytask.studies.first import First
     from polytask.studies.front import Front
     from polytask.studies.grouping import Study
     from polytask.studies.sparsify import Sparsified
@@ -250,17 +251,17 @@ def _export(words: list[str]) -> int:
 
 
 def _evaluate(words: list[str]) -> int:
-    """losses and metrics of a trained run: RUN [--split test]"""
+    """losses and metrics of a trained run: RUN [--split test] [--file labelled.csv]"""
     from polytask.studies.run import evaluate_run
 
     given = _parsed("evaluate", words, evaluate_run)
-    for name, value in evaluate_run(given.folder, given.split).items():
+    for name, value in evaluate_run(given.folder, given.split, given.file).items():
         print(f"{name:<24} {value:.6g}")
     return 0
 
 
 def _predict(words: list[str]) -> int:
-    """predictions for new inputs: RUN INPUT.npy|.npz|.csv [--out predictions.csv]"""
+    """predictions for new inputs: RUN INPUT.csv|.npy|.npz|.parquet [--out predictions.csv]"""
     from polytask.studies.tables import predict_file
 
     given = _parsed("predict", words, predict_file)
@@ -289,6 +290,36 @@ def _report(words: list[str]) -> int:
     if is_sparsified(given.folder):
         return _report_on_sparsified(read_sparsified(given.folder), title=Path(given.folder).resolve().name)
     return _report_on(read_comparison(given.folder), title=Path(given.folder).resolve().name)
+
+
+def _init(words: list[str]) -> int:
+    """write a first configuration for your own table: DATA.csv --targets A B [--out FIRST.yaml] [--overwrite]"""
+    given = _parsed("init", words, None, _init_options)
+    from polytask.studies.first import first_config
+
+    made = first_config(
+        given.data, given.targets, given.out, id=given.id, group=given.group, split=given.split,
+        missing=given.missing, encoding=given.encoding, separator=given.separator, overwrite=given.overwrite,
+    )  # fmt: skip
+    _print_uses(made)
+    print(f"{made.path} written: {made.rows:,} rows, of {made.width} numbers each once encoded. Next:")
+    print(f"  polytask train {made.path} --epochs 3")
+    print(f"  polytask compare {made.path} --methods UPGrad --seeds 0,1,2")
+    print(f"  polytask predict runs/{made.path.stem} new.csv --out predictions.csv")
+    return 0
+
+
+def _init_options(parser: ArgumentParser) -> None:
+    parser.add_argument("data", type=str, help="the table: .csv, .tsv, .txt or .parquet")
+    parser.add_argument("--targets", type=str, nargs="+", required=True, help="the columns to predict")
+    parser.add_argument("--out", type=str | None, default=None, help="the file to write; beside the table if not given")
+    parser.add_argument("--id", type=str | None, default=None, help="a column that names rows")
+    parser.add_argument("--group", type=str | None, default=None, help="a column whose equal entries stay together")
+    parser.add_argument("--split", type=str | None, default=None, help="a column of train, validation and test")
+    parser.add_argument("--missing", type=str, nargs="+", default=[], help="entries that stand for nothing")
+    parser.add_argument("--encoding", type=str, default="utf-8", help="of the text")
+    parser.add_argument("--separator", type=str, default=",", help="what stands between entries")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
 
 
 def _methods(words: list[str]) -> int:
@@ -330,6 +361,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "predict": _predict,
     "export": _export,
     "report": _report,
+    "init": _init,
     "methods": _methods,
     "datasets": _datasets,
 }
@@ -466,8 +498,13 @@ def _configured_help(command: str, valued: Sequence[str], flags: Sequence[str], 
     raise SystemExit(0)
 
 
-def _parsed(command: str, words: list[str], function: Callable[..., Any] | None) -> Any:
-    """The words of a command that is one function, by that function's own signature."""
+def _parsed(
+    command: str,
+    words: list[str],
+    function: Callable[..., Any] | None,
+    options: Callable[[ArgumentParser], None] | None = None,
+) -> Any:
+    """The words of a command that is one function, by that function's own signature, or by options of its own."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     parser: ArgumentParser = ArgumentParser(
@@ -475,6 +512,8 @@ def _parsed(command: str, words: list[str], function: Callable[..., Any] | None)
     )
     if function is not None:
         parser.add_function_arguments(function, as_positional=True)
+    if options is not None:
+        options(parser)
     try:
         return parser.parse_args(words)
     except ArgumentError as error:
@@ -585,6 +624,27 @@ def _print_figures(record: RunRecord) -> None:
     for part, figures in record.metrics.items():
         shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         print(f"{part:<11} {shown}")
+
+
+def _print_uses(made: First) -> None:
+    """What `init` took each column for."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("column", "use", "kind", "different", "missing")
+    for use in made.uses:
+        absent = use.column.rows - use.column.given
+        name = "".join(mark if mark.isprintable() else " " for mark in use.column.name)
+        table.add_row(
+            _plain(name), use.role, _plain(use.kind), f"{use.column.distinct:,}", f"{absent:,}" if absent else ""
+        )
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _plain(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(text)  # a column may be called [red]
 
 
 def _print_entry(name: str, summary: str, facts: Mapping[str, str]) -> None:

@@ -1,7 +1,7 @@
 """Data sets (tasks with train, validation and test splits), and sources, which serve batches."""
 
 from polytask.data.arrays import Arrays
-from polytask.data.base import DataSet, Split, Splits, data_folder
+from polytask.data.base import DataSet, Examples, Split, Splits, data_folder
 from polytask.data.cifar10 import CIFAR10
 from polytask.data.cifar10_animals import CIFAR10Animals
 from polytask.data.cifar10_mnist import Cifar10Mnist
@@ -16,6 +16,7 @@ from polytask.data.sentiment import Sentiment
 from polytask.data.source import Source
 from polytask.data.sparse import SparseRows
 from polytask.data.synthetic import CircleRhombus
+from polytask.data.table import Table
 from polytask.data.text import BagOfWords
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Cifar10Mnist",
     "CircleRhombus",
     "DataSet",
+    "Examples",
     "Loader",
     "Mixture",
     "MultiDigits",
@@ -44,6 +46,7 @@ __all__ = [
     "SparseRows",
     "Split",
     "Splits",
+    "Table",
     "Temperature",
     "Zip",
     "data_folder",

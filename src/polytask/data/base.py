@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -61,6 +61,20 @@ class Splits(NamedTuple):
     train: Part
     validation: Part
     test: Part
+
+
+class Examples(NamedTuple):
+    """Examples from a file of the user's, see `DataSet.read`.
+
+    Attributes:
+        inputs: what the network takes, N examples.
+        beside: {column: N entries} that stand beside predictions, such as ids.
+        targets: {task: N targets}, empty where they were not asked for.
+    """
+
+    inputs: Any
+    beside: dict[str, list[Any]]
+    targets: dict[str, Tensor]
 
 
 def as_splits(loaded: Any, name: str) -> Splits:
@@ -157,11 +171,15 @@ class DataSet(ABC):
         files: the files it needs below its folder, empty when it needs none.
         preprocessing: what `load` made of raw examples, in words and numbers, so that a user of the trained network
             can do the same; JSON values, empty if nothing.
+        paths: which arguments are paths of files; in a YAML file they are relative to its folder.
+        learns: whether `load` learns something from training examples that predictions need; see `fitted`.
     """
 
     tasks: tuple[Task, ...]
     files: tuple[str, ...] = ()
     preprocessing: Mapping[str, Any] = MappingProxyType({})
+    paths: ClassVar[tuple[str, ...]] = ()
+    learns: bool = False
 
     @abstractmethod
     def load(self) -> Splits:
@@ -171,6 +189,32 @@ class DataSet(ABC):
             FileNotFoundError: files are missing; the message says which go where.
             ValueError: a file is damaged.
         """
+
+    def fitted(self) -> dict[str, Any]:
+        """What `load` learned from training examples, such as how to encode inputs, as JSON values.
+
+        A run folder keeps it (`learns` says whether there is any), so that the network predicts without the data.
+        """
+        return {}
+
+    def restore(self, fitted: Mapping[str, Any]) -> None:
+        """Takes what `fitted` told in place of learning it.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+
+    def read(self, path: str | Path, targets: bool = False) -> Examples | None:
+        """Raw examples in a file of the user's, made into what the network takes.
+
+        Args:
+            path: the file.
+            targets: whether targets are wanted too.
+
+        Returns:
+            The examples; None where this data set has no raw form for such files, which then hold inputs as they are.
+        """
+        return None
 
     @classmethod
     def summary(cls) -> str:

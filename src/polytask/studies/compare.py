@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polytask.data.base import as_splits
 from polytask.errors import in_words, nearest, whole
 from polytask.studies import spec
 from polytask.studies.executors import Job, run_all
@@ -24,7 +23,7 @@ from polytask.studies.methods import (
     read_methods,
     sweep,
 )  # fmt: skip
-from polytask.studies.run import check_same, finished
+from polytask.studies.run import check_network, check_same, finished, splits_of
 from polytask.studies.store import RunRecord, probe, read_record, read_study, safe_names, write_text
 
 logger = logging.getLogger("polytask")
@@ -265,7 +264,7 @@ def _check_data(todo: Iterable[Job]) -> None:
         if job.config["data"] not in known:
             known.append(job.config["data"])
             built = spec.build(job.config)
-            as_splits(built.data.load(), type(built.data).__name__)
+            check_network(built, splits_of(built))
 
 
 def checked_seeds(seeds: Any) -> list[int]:

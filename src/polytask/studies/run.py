@@ -21,7 +21,7 @@ from polytask.batch import map_inputs
 from polytask.callback import Callback, UpdateInfo
 from polytask.data.accept import as_source
 from polytask.data.arrays import as_tensors
-from polytask.data.base import Part, Split, Splits, as_splits, only_split
+from polytask.data.base import DataSet, Part, Split, Splits, as_splits, only_split
 from polytask.errors import nearest, one_of
 from polytask.export import FORMATS, SUFFIX, export
 from polytask.models.base import Model
@@ -57,9 +57,11 @@ STUDIES = ("study.json", "front.json", "sparsify.json", "seeds.json")
 """Files that tell the folder of a study from that of a run."""
 LAYOUT = "layout.json"
 """Sizes of the layers of a compact network, see `polytask.sparsity.compact.rebuild`."""
+FITTED = "data.json"
+"""What the data set learned from training examples, see `polytask.data.DataSet.fitted`."""
 FILES = (
     "config.yaml", "run.json", "history.csv", "weights.safetensors", "tasks.json", "last.ckpt",
-    "interrupted.ckpt", "regions.npz", LAYOUT, LOCK,
+    "interrupted.ckpt", "regions.npz", LAYOUT, FITTED, LOCK,
 )  # fmt: skip
 
 
@@ -118,6 +120,7 @@ def run(
         if built.start:
             keeper.start = built.start
         splits = splits_of(built)  # first: without its files nothing must be written
+        check_network(built, splits)
         with ExitStack() as held:
 
             def occupy() -> RunRecord | None:
@@ -150,6 +153,41 @@ def _occupied(folder: Path, resolved: spec.Config, overwrite: bool) -> RunRecord
 def splits_of(built: spec.Built) -> Splits:
     """The data of a run, read or made."""
     return as_splits(built.data.load(), type(built.data).__name__)
+
+
+def check_network(built: spec.Built, splits: Splits) -> None:
+    """Refuses, before anything is written, a network of other widths than the data's.
+
+    Looked at where all inputs are one tensor; others are told apart by training itself.
+
+    Raises:
+        ValueError: it does not take the inputs, or a head has another width than its task.
+    """
+    inputs = splits.train.inputs if isinstance(splits.train, Split) else None
+    if not isinstance(inputs, Tensor) or not len(inputs):
+        return
+    shape = tuple(inputs.shape[1:])
+    try:
+        found = built.trainer.predict(inputs[:2])
+    except RuntimeError as error:
+        hint = f" (`inputs: {shape[0]}` of a first MLP)" if len(shape) == 1 else ""
+        raise ValueError(
+            f"the network must take examples of shape {shape}{hint}, as the data have, found: {error}"
+        ) from error
+    except Exception:  # of a user's own class: training tells and records it
+        return
+    for name, prediction in found.items():
+        wanted = built.trainer.tasks[name].outputs
+        if prediction.outputs.dim() == 2 and prediction.outputs.shape[1] != wanted:
+            raise ValueError(
+                f"the head of task `{name}` must have {wanted} outputs, found {prediction.outputs.shape[1]}"
+            )
+
+
+def write_fitted(data: DataSet, folder: Path) -> None:
+    """Writes what the data set learned, if it learns, into a run folder."""
+    if data.learns:
+        write_text(folder / FITTED, json.dumps(data.fitted(), indent=1) + "\n")
 
 
 def finished(folder: Path) -> bool:
@@ -219,16 +257,26 @@ def load(folder: str | Path, *, model: Model | None = None, tasks: Sequence[Task
     >>> trainer.predict(images)["left"].labels  # doctest: +SKIP
     """
     target = Path(folder)
-    if not (target / "weights.safetensors").is_file():
-        hint = ": the run has not finished, the command that began it goes on" * (target / "run.json").is_file()
-        raise FileNotFoundError(f"a folder to load must hold weights.safetensors, found none in {target}{hint}")
-    if model is not None or tasks is not None:
-        if model is None or tasks is None:
-            raise ValueError("`model` and `tasks` must be given together, found one of them")
-        trainer = Trainer(model, tasks, progress=False)
-    else:
-        trainer = rebuilt(target).trainer
-    return _filled(trainer, target)
+    if model is None and tasks is None:
+        return opened(target).trainer
+    _check_weights(target)
+    if model is None or tasks is None:
+        raise ValueError("`model` and `tasks` must be given together, found one of them")
+    return _filled(Trainer(model, tasks, progress=False), target)
+
+
+def opened(folder: Path) -> spec.Built:
+    """The objects of a run folder, the network with its trained weights; see `load`."""
+    _check_weights(folder)
+    built = rebuilt(folder)
+    _filled(built.trainer, folder)
+    return built
+
+
+def _check_weights(folder: Path) -> None:
+    if not (folder / "weights.safetensors").is_file():
+        hint = ": the run has not finished, the command that began it goes on" * (folder / "run.json").is_file()
+        raise FileNotFoundError(f"a folder to load must hold weights.safetensors, found none in {folder}{hint}")
 
 
 def trained(folder: str) -> Model:
@@ -244,23 +292,31 @@ def trained(folder: str) -> Model:
     return load(folder).model
 
 
-def evaluate_run(folder: str, split: str = "test") -> dict[str, float]:
+def evaluate_run(folder: str, split: str = "test", file: str | None = None) -> dict[str, float]:
     """Losses and metrics of a trained run.
 
     Args:
         folder: the run folder.
         split: ``train``, ``validation`` or ``test``.
+        file: a file with inputs and targets in the data set's raw form, such as another table, in place of a split.
 
     Raises:
-        FileNotFoundError: there is no such run, or its data set's files are missing.
-        ValueError: an unknown split, or damaged files.
+        FileNotFoundError: there is no such run or file, or its data set's files are missing.
+        ValueError: an unknown split, damaged files, or a data set that reads no such files.
     """
     if split not in Splits._fields:
         raise ValueError(f"unknown split `{split}`: {nearest(split, Splits._fields)}")
     config = stored(Path(folder))
     with threads(config["threads"]):
-        built = rebuilt(Path(folder))
-        return _filled(built.trainer, Path(folder)).evaluate(getattr(splits_of(built), split))
+        built = opened(Path(folder))
+        return built.trainer.evaluate(getattr(splits_of(built), split) if file is None else _labelled(built.data, file))
+
+
+def _labelled(data: DataSet, file: str) -> Split:
+    found = data.read(file, targets=True)
+    if found is None:
+        raise ValueError(f"`file` must be one that {type(data).__name__} reads, found {file}")
+    return Split(found.inputs, found.targets)
 
 
 def export_run(folder: str, format: str = "onnx", out: str | None = None) -> Path:
@@ -282,8 +338,8 @@ def export_run(folder: str, format: str = "onnx", out: str | None = None) -> Pat
     place = Path(folder)
     one_of("format", format, FORMATS)
     with threads(stored(place)["threads"]):
-        built = rebuilt(place)
-        trainer = _filled(built.trainer, place)
+        built = opened(place)
+        trainer = built.trainer
         inputs = only_split(splits_of(built).validation, "an exported file").inputs
         example = map_inputs(lambda tensor: tensor[:2], as_tensors(inputs))
         return export(
@@ -294,14 +350,28 @@ def export_run(folder: str, format: str = "onnx", out: str | None = None) -> Pat
 
 def rebuilt(folder: Path) -> spec.Built:
     """The objects of a run folder with fresh weights, smaller where it holds a compact network."""
-    path = folder / LAYOUT
+    config, path = stored(folder) | {"start": None}, folder / LAYOUT  # its own weights follow
+    fitted = _stored_fitted(config, folder)
     if not path.is_file():
-        return spec.build(stored(folder) | {"start": None})  # its own weights follow
+        return spec.build(config, fitted=fitted)
     try:
         layout = json.loads(path.read_text())
-        return spec.build(stored(folder) | {"start": None}, adapt=lambda model: rebuild(model, layout))
+        return spec.build(config, adapt=lambda model: rebuild(model, layout), fitted=fitted)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} must be the layout of its network, found a damaged one ({error})") from error
+
+
+def _stored_fitted(config: spec.Config, folder: Path) -> dict[str, Any] | None:
+    """What the run's data set learned; None if it learns nothing."""
+    if not getattr(spec.find_class(config["data"]["class_path"]), "learns", False):
+        return None
+    path = folder / FITTED
+    if not path.is_file():
+        raise FileNotFoundError(f"a run folder must hold {FITTED}, how its inputs are encoded, found none in {folder}")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON, found a damaged file ({error})") from error
 
 
 def stored(folder: Path) -> spec.Config:
@@ -314,7 +384,8 @@ def stored(folder: Path) -> spec.Config:
     path = folder / "config.yaml"
     if not folder.is_dir():
         raise FileNotFoundError(f"a run folder must exist, found none at {folder}")
-    if any((folder / name).is_file() for name in STUDIES):
+    alone = not (folder / "run.json").is_file()  # a configuration may have been trained and compared in one folder
+    if alone and any((folder / name).is_file() for name in STUDIES):
         runs = sorted(str(found.parent.relative_to(folder)) for found in folder.rglob("run.json"))
         raise FileNotFoundError(f"{folder} must be the folder of one run, found a study's: name one of {runs[:3]}")
     if not path.is_file():
@@ -443,6 +514,8 @@ def _carry_out(built: spec.Built, splits: Splits, record: RunRecord) -> None:
     record.selected_epoch = _selected(trainer.callbacks, len(history))
     keepers = (callback.cached for callback in trainer.callbacks if isinstance(callback, _Keeper))
     _time(record, history, set().union(*keepers))
+    if trainer.ranks.first:
+        write_fitted(built.data, folder)
     trainer.save(folder)
     record.metrics = {
         name: trainer.evaluate(split) | (trainer.objective_values(split) if trainer.objectives else {})

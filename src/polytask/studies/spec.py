@@ -15,6 +15,7 @@ import importlib
 import inspect
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
@@ -86,13 +87,31 @@ def read_config(source: Mapping[str, Any] | str | Path) -> Config:
     if not path.is_file():
         raise FileNotFoundError(f"a configuration file must exist, found no file {path}")
     try:
-        content = yaml.load(path.read_text(), _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be valid YAML, found: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         found = "an empty file" if content is None else f"a {type(content).__name__}"
         raise ValueError(f"{path} must hold a mapping of keys such as `data` and `model`, found {found}")
+    _anchor(content, path.parent)
     return content
+
+
+def _anchor(config: Config, folder: Path) -> None:
+    """Makes the paths of a data set's files absolute, relative ones being meant from `folder`."""
+    data = config.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
+        return
+    try:
+        names = getattr(find_class(data["class_path"]), "paths", ())
+    except ValueError:
+        return  # `resolve` tells what is wrong with it
+    arguments = data.get("init_args")
+    if not isinstance(arguments, dict):
+        return
+    for name in names:
+        if isinstance(arguments.get(name), str):
+            arguments[name] = os.path.normpath((folder / arguments[name]).absolute())
 
 
 def resolve(config: Mapping[str, Any], overrides: Overrides = (), sections: Sections = ()) -> Config:
@@ -128,7 +147,9 @@ def resolve(config: Mapping[str, Any], overrides: Overrides = (), sections: Sect
     for key, minimum in (("epochs", 1), ("threads", 1), ("seed", 0)):
         at_least(key, parsed[key], minimum)
     parsed.pop("config")
-    return yaml.load(parser.dump(parsed, skip_unset=False), _Loader)
+    resolved = yaml.load(parser.dump(parsed, skip_unset=False), _Loader)
+    _anchor(resolved, Path())
+    return resolved
 
 
 def build(
@@ -137,6 +158,7 @@ def build(
     callbacks: Sequence[Callback] = (),
     *,
     adapt: Callable[[Model], Model] | None = None,
+    fitted: Mapping[str, Any] | None = None,
 ) -> Built:
     """Makes the objects of a resolved configuration.
 
@@ -149,6 +171,7 @@ def build(
         folder: where an interrupted run leaves its checkpoint.
         callbacks: further callbacks, after the configuration's own.
         adapt: takes the network that the configuration describes and gives the one to train, of the same tasks.
+        fitted: what the data set learned in an earlier run, see `DataSet.fitted`; it is not learned again.
 
     Raises:
         ValueError: an argument that its class refuses, tasks and heads that do not match, or weights to start from that
@@ -164,6 +187,8 @@ def build(
             made = parser.instantiate(parsed)
         except (ValueError, ArgumentError) as error:
             raise ValueError(one_line(error)) from error
+    if fitted is not None:
+        made.data.restore(fitted)
     settings = {key: value for key, value in vars(made.trainer).items() if key != "callbacks"}
     model = made.model if adapt is None else adapt(made.model)
     trainer = Trainer(

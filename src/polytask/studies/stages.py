@@ -26,7 +26,7 @@ from polytask.sparsity.removal import KeepDead
 from polytask.sparsity.selection import COLUMN, BestSparse
 from polytask.sparsity.sharing import find_sharing, tie, untie
 from polytask.studies import spec
-from polytask.studies.run import LAYOUT, cost_of_training, export_run, finished, load, run, versions
+from polytask.studies.run import LAYOUT, cost_of_training, export_run, finished, load, run, versions, write_fitted
 from polytask.studies.store import RunRecord, read_history, read_record, write_record, write_text
 from polytask.training.callbacks.progress import Progress
 from polytask.training.run import Run
@@ -160,11 +160,13 @@ class Stages:
                 f"found {difference:.3g}"
             )
         config = spec.merge(self.plan.retrain, {"trainer": {"callbacks": [], "objectives": []}})
-        trainer = spec.build(config, adapt=lambda model: made.model).trainer
+        built = spec.build(config, adapt=lambda model: made.model)
+        trainer = built.trainer
         report = self._describe(dense, made, difference, trainer.device)
         write_text(place / "config.yaml", spec.dump(config))
         write_text(place / LAYOUT, json.dumps(made.layout) + "\n")
         write_text(place / REPORT, json.dumps(report, indent=2) + "\n")
+        write_fitted(built.data, place)
         trainer.save(place)
         write_record(self._record(trainer, config["seed"]), place)  # last: it says that the stage is done
         before, after = report["before"], report["after"]

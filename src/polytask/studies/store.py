@@ -120,7 +120,7 @@ def read_study(folder: str | Path) -> list[RunRecord]:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file under a temporary name, then renames it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 

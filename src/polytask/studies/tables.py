@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polytask.studies.run import load
+from polytask.studies.run import opened
 from polytask.studies.store import write_text
 from polytask.task import Prediction, Task
 
@@ -22,24 +22,27 @@ def predict_file(folder: str, inputs: str, out: str | None = None) -> str:
 
     Args:
         folder: the run folder.
-        inputs: a .npy array (N, ...), an .npz of one array or of several named inputs, or a .csv of numbers,
-            one row an example, with or without a header.
+        inputs: for a run on a `polytask.data.Table`, another table with its input columns. Else a .npy array
+            (N, ...), an .npz of one array or of several named inputs, or a .csv of numbers, one row an example, with
+            or without a header.
         out: the CSV file to write.
 
     Returns:
-        The CSV text: for each task the label or number, and the probability of each class.
+        The CSV text: the row's number, its id where the data have one, and for each task the label or number, and the
+        probability of each class.
 
     Raises:
         FileNotFoundError: there is no such run or file.
         ValueError: a file that cannot be read, or inputs that the network does not take.
     """
-    values = read_inputs(inputs)
-    trainer = load(folder)
+    built = opened(Path(folder))
+    trainer, found = built.trainer, built.data.read(inputs)
+    values, beside = (read_inputs(inputs), {}) if found is None else (found.inputs, found.beside)
     try:
         predictions = trainer.predict(values)
     except RuntimeError as error:
         raise ValueError(f"{inputs} must hold inputs that the network takes, found: {error}") from error
-    text = as_table(predictions, trainer.tasks).to_csv(index_label="row", lineterminator="\n")
+    text = as_table(predictions, trainer.tasks, beside).to_csv(index_label="row", lineterminator="\n")
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         write_text(Path(out), text)
@@ -72,18 +75,27 @@ def read_inputs(path: str | Path) -> Any:
     return next(iter(arrays.values())) if len(arrays) == 1 else arrays
 
 
-def as_table(predictions: Mapping[str, Prediction], tasks: Mapping[str, Task]) -> pd.DataFrame:
+def as_table(
+    predictions: Mapping[str, Prediction], tasks: Mapping[str, Task], beside: Mapping[str, Sequence[Any]] | None = None
+) -> pd.DataFrame:
     """Predictions as a pandas table, one row an example.
 
     Column ``<task>`` has the label (its name, where the task names them) or the number; columns
     ``<task>/p(<label>)`` have probabilities. A task of several labels or numbers has columns ``<task>/<label>``.
+
+    Args:
+        predictions: {task: its prediction}.
+        tasks: tasks by name.
+        beside: further columns, such as ids, which come first.
     """
     import pandas as pd
 
     columns: dict[str, Any] = {}
     for name, prediction in predictions.items():
         columns |= _columns(tasks[name], prediction)
-    return pd.DataFrame(columns)
+    taken = {"row", *columns}
+    given = {f"{name} (given)" if name in taken else name: entries for name, entries in (beside or {}).items()}
+    return pd.DataFrame(given | columns)
 
 
 def _columns(task: Task, prediction: Prediction) -> dict[str, Any]:

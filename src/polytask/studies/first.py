@@ -1,0 +1,242 @@
+"""A first configuration for a user's own table."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from polytask.data.base import only_split
+from polytask.data.encoding import NUMERIC
+from polytask.data.kinds import REGRESSION, Guess, guess_inputs, guess_targets
+from polytask.data.sheet import Profile, Sheet, read_sheet
+from polytask.data.table import SHOWN, Table
+from polytask.studies.store import write_text
+from polytask.task import Task
+
+HIDDEN = (128, 64)
+BATCH_SIZES = ((2_000, 32), (10_000, 128), (50_000, 256), (200_000, 512))
+"""(training rows below which it holds, examples a step)."""
+LARGEST_BATCH = 1024
+EVALUATED = 4096
+"""Examples per forward pass where nothing is learned: rows of a table are small."""
+EPOCHS, PATIENCE = 50, 5
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a column was taken for.
+
+    Attributes:
+        column: what it looks like.
+        role: ``input``, ``target``, ``id``, ``group``, ``split`` or ``left out``.
+        kind: the kind of input or target; why it is left out; "" for the others.
+    """
+
+    column: Profile
+    role: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class First:
+    """What `first_config` wrote.
+
+    Attributes:
+        path: the configuration.
+        uses: what the columns were taken for, in the table's order.
+        rows: rows of the table.
+        width: numbers that an encoded example has.
+    """
+
+    path: Path
+    uses: tuple[Use, ...]
+    rows: int
+    width: int
+
+
+def first_config(
+    data: str | Path,
+    targets: Sequence[str],
+    out: str | Path | None = None,
+    *,
+    id: str | None = None,
+    group: str | None = None,
+    split: str | None = None,
+    missing: Sequence[str] = (),
+    encoding: str = "utf-8",
+    separator: str = ",",
+    overwrite: bool = False,
+) -> First:
+    """Looks at a table, guesses what its columns are, and writes a YAML file that trains on it as it stands.
+
+    Args:
+        data: the table, see `polytask.data.Table`.
+        targets: the columns to predict.
+        out: the YAML file; beside the table, with its name, if None.
+        id, group, split, missing, encoding, separator: as in `polytask.data.Table`.
+        overwrite: replace a YAML file that is already there.
+
+    Raises:
+        ValueError: a file of that name is there, or whatever `polytask.data.Table` refuses; nothing is written.
+        FileNotFoundError: there is no such table, or no folder to write into.
+    """
+    source = Path(data)
+    path = source.with_suffix(".yaml") if out is None else Path(out)
+    _check_path(path, overwrite)
+    sheet = read_sheet(source, encoding=encoding, separator=separator, missing=missing)
+    for name in targets:
+        if _reads_as_number(name):
+            raise ValueError(f"a target's name must not read as a number in YAML, found `{name}`: rename the column")
+    sheet.check_columns(targets, "a target")
+    roles = {"id": id, "group": group, "split": split}
+    sheet.check_columns([name for name in roles.values() if name is not None], "`id`, `group` and `split`")
+    kinds = guess_targets(sheet, targets)
+    guesses = _guesses(sheet, (*targets, *(name for name in roles.values() if name is not None)))
+    if id is None:
+        roles["id"] = next((name for name, guess in guesses.items() if guess.names_rows), None)
+    settings: dict[str, Any] = {key: value for key, value in roles.items() if value is not None}
+    settings |= {"missing": list(missing)} if missing else {}
+    settings |= {"encoding": encoding} if encoding != "utf-8" else {}
+    settings |= {"separator": separator} if separator != "," else {}
+    inputs = {name: guess.kind for name, guess in guesses.items() if guess.kind}
+    table = Table(str(source), kinds, inputs, **settings)
+    names = dict(zip(targets, table.tasks, strict=True))
+    train = len(only_split(table.load().train, "a table").inputs)
+    uses = tuple(_use(sheet.profile(name), kinds, guesses, roles) for name in sheet.columns)
+    text = _text(path, source, uses, settings, names, table.width, sheet.rows, train)
+    write_text(path, text)
+    return First(path, uses, sheet.rows, table.width)
+
+
+def _check_path(path: Path, overwrite: bool) -> None:
+    if path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"a configuration's name must end in .yaml, found {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder to write into must exist, found none at {path.parent}")
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} must not be there yet: choose another name (--out), or overwrite it (--overwrite)")
+
+
+def _guesses(sheet: Sheet, not_inputs: Sequence[str]) -> dict[str, Guess]:
+    odd = [name for name in sheet.columns if name not in not_inputs and _reads_as_number(name)]
+    found = guess_inputs(sheet, (*not_inputs, *odd))
+    return found | {name: Guess(None, "YAML reads its name as a number: rename it") for name in odd}
+
+
+def _reads_as_number(name: str) -> bool:
+    """Whether jsonargparse, which quotes by YAML 1.1, would lose the name on its way."""
+    return re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", name) is not None
+
+
+def _use(
+    found: Profile, kinds: Mapping[str, str], guesses: Mapping[str, Guess], roles: Mapping[str, str | None]
+) -> Use:
+    if found.name in kinds:
+        return Use(found, "target", kinds[found.name])
+    role = next((role for role, name in roles.items() if name == found.name), None)
+    if role is not None:
+        return Use(found, role, "")
+    guess = guesses[found.name]
+    return Use(found, "input", guess.kind) if guess.kind else Use(found, "left out", guess.reason)
+
+
+def _text(
+    path: Path, source: Path, uses: Sequence[Use], settings: Mapping[str, Any], names: Mapping[str, Task],
+    width: int, rows: int, train: int,
+) -> str:  # fmt: skip
+    inputs = [use for use in uses if use.role == "input"]
+    left_out = [f"#   {_comment(use.column.name)}: {use.kind}" for use in uses if use.role == "left out"]
+    batch = next((size for below, size in BATCH_SIZES if train < below), LARGEST_BATCH)
+    run = f"runs/{path.stem}"
+    return "\n".join([
+        f"# A first configuration for {_comment(source.name)}: {rows:,} rows, {len(inputs)} input columns, "
+        f"{len(names)} targets. Change what you like.",
+        f"#   polytask train {path.name} --epochs 3",
+        f"#   polytask compare {path.name} --methods UPGrad --seeds 0,1,2",
+        f"#   polytask predict {run} new.csv --out predictions.csv",
+        *(["# Columns left out of the inputs:", *left_out] if left_out else []),
+        "data:",
+        "  class_path: Table",
+        "  init_args:",
+        f"    path: {_word(_relative(source, path.parent))} # relative to this file",
+        "    inputs: # numeric or categorical",
+        *(f"      {_word(use.column.name)}: {use.kind}{_about(use.column, use.kind)}" for use in inputs),
+        "    targets: # binary, classification or regression; one task each",
+        *(f"      {_word(name)}: {_kind(task)}{_about_task(task)}" for name, task in names.items()),
+        *(f"    {key}: {_value(value)}" for key, value in settings.items()),
+        *([] if "split" in settings else ["    fractions: [0.7, 0.15, 0.15] # of rows to train, validate and test"]),
+        "model:",
+        "  class_path: HardSharing # one trunk for all tasks; `polytask methods` lists other models",
+        "  init_args:",
+        "    trunk:",
+        "      class_path: MLP",
+        f"      init_args: {{inputs: {width}, widths: {list(HIDDEN)}}} # the columns above make {width} numbers",
+        "    heads:",
+        *(line for task in names.values() for line in _head(task)),
+        "trainer:",
+        "  optimizer:",
+        "    class_path: torch.optim.AdamW",
+        "    init_args: {lr: 0.001}",
+        f"  batch_size: {batch}",
+        f"  evaluation_batch_size: {EVALUATED}",
+        "  callbacks:",
+        "    - class_path: EarlyStopping # puts the weights of the best epoch back",
+        f"      init_args: {{monitor: validation/loss, patience: {PATIENCE}}}",
+        f"epochs: {EPOCHS} # at most",
+        "seed: 0",
+        "",
+    ])  # fmt: skip
+
+
+def _head(task: Task) -> list[str]:
+    return [
+        f"      {_word(task.name)}:",
+        "        class_path: torch.nn.Linear",
+        f"        init_args: {{in_features: {HIDDEN[-1]}, out_features: {task.outputs}}}",
+    ]
+
+
+def _kind(task: Task) -> str:
+    return type(task).__name__.lower()
+
+
+def _about(found: Profile, kind: str) -> str:
+    missing = 100 * (1 - found.given / found.rows)
+    told = [f"{found.distinct} categories"] * (kind != NUMERIC) + [f"{missing:.2g} % missing"] * (missing > 0)
+    return f" # {', '.join(told)}" if told else ""
+
+
+def _about_task(task: Task) -> str:
+    if _kind(task) == REGRESSION:
+        return ""
+    shown = ", ".join(_comment(label) for label in task.labels[:SHOWN])
+    return f" # {len(task.labels)} classes: {shown}" + ", ..." * (len(task.labels) > SHOWN)
+
+
+def _relative(source: Path, folder: Path) -> str:
+    try:
+        return Path(os.path.relpath(source, folder)).as_posix()
+    except ValueError:  # another drive of Windows
+        return str(source.absolute())
+
+
+def _comment(text: str) -> str:
+    """Text that ends no comment."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _word(text: str) -> str:
+    """A string as YAML: bare where nothing else could be read in it, else quoted."""
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", text) and yaml.safe_load(text) == text:
+        return text
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=2**20).strip()
+
+
+def _value(value: str | Sequence[str]) -> str:
+    return _word(value) if isinstance(value, str) else "[" + ", ".join(map(_word, value)) + "]"
