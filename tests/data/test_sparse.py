@@ -84,7 +84,7 @@ def _trainer(**options: object) -> pt.Trainer:
         {"part": (2, 3)},
         {"augment": lambda x, g: x + torch.rand(x.shape, generator=g)},
     ],
-    ids=str,
+    ids=lambda options: next(iter(options), "plain"),
 )
 def test_batches_are_those_of_the_dense_matrix_to_the_bit(options):
     sparse, dense = _pair(**options)
