@@ -173,8 +173,9 @@ def test_reading_what_is_not_a_study_is_refused(tmp_path):
 
 EXAMPLES = sorted(Path(__file__).parents[2].glob("examples/*.yaml"))
 COMPARISONS = [path for path in EXAMPLES if "methods" in yaml.safe_load(path.read_text())]
-DISTILLED = next(path for path in EXAMPLES if path.stem == "distilled_multimnist")
-COMPARISONS.remove(DISTILLED)  # it needs trained teachers
+DISTILLED = [path for path in COMPARISONS if "studies.trained" in path.read_text()]  # they need trained teachers
+TEACHERS = {"distilled_multimnist": "monitored_multimnist", "distilled_animals": "animals"}
+COMPARISONS = [path for path in COMPARISONS if path not in DISTILLED]
 
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
@@ -184,15 +185,19 @@ def test_every_example_is_a_sound_comparison(path):
     assert len({config["epochs"] for config in made.methods.values()}) == 1
 
 
-def test_the_distilled_example_is_taught_by_the_single_task_runs(tmp_path, monkeypatch):
-    teachers = plan(DISTILLED.with_stem("monitored_multimnist"))
-    config = {**teachers.methods["single-task"], "seed": teachers.seeds[0]}
-    folder = tmp_path / "runs" / "monitored_multimnist" / teachers.folders["single-task"] / f"seed-{config['seed']}"
-    spec.build(config).trainer.save(folder)
-    (folder / "config.yaml").write_text(spec.dump(config))
+@pytest.mark.parametrize("path", DISTILLED, ids=lambda path: path.stem)
+def test_the_distilled_examples_are_taught_by_the_single_task_runs_of_their_own_seed(path, tmp_path, monkeypatch):
+    teachers = plan(path.with_stem(TEACHERS[path.stem]))
+    place = {"monitored_multimnist": "monitored_multimnist", "animals": "animals/methods"}[TEACHERS[path.stem]]
+    for seed in teachers.seeds:
+        config = {**teachers.methods["single-task"], "seed": seed}
+        folder = tmp_path / "runs" / place / teachers.folders["single-task"] / f"seed-{seed}"
+        spec.build(config).trainer.save(folder)
+        (folder / "config.yaml").write_text(spec.dump(config))
     monkeypatch.chdir(tmp_path)
-    made = plan(DISTILLED)
-    assert made.seeds == teachers.seeds and made.methods["KDMTL"]["epochs"] == config["epochs"]
+    made = plan(path)
+    assert made.seeds == teachers.seeds
+    assert all(config["epochs"] == teachers.methods["single-task"]["epochs"] for config in made.methods.values())
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_listed_methods_stand_beside_single_task_the_sum_and_weights(config):
 
 
 @pytest.mark.parametrize(("methods", "weights", "vectors"), [
-    (["MGDA"], None, 5), (["scalarization"], None, 9), ("MGDA", 2, 2), ({"own": {}}, 3, 3),
+    (["MGDA"], None, 5), (["scalarization"], None, 10), ("MGDA", 2, 2), ({"own": {}}, 3, 3),
 ])  # fmt: skip
 def test_the_sweep_is_given_as_many_vectors_as_there_are_methods(config, methods, weights, vectors):
     made = plan(config | {"methods": methods} | ({"weights": weights} if weights else {}))

@@ -122,7 +122,7 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "task weight": (lambda: pt.binary("a", weight=-2.0), ValueError, "a task's `weight` must be above 0, found -2.0 for task `a`"),
     "precision": (lambda: trainer(precision="16"), ValueError, "`precision` must be one of '32-true', 'bf16-mixed', found '16'"),
     "cache limit": (lambda: trainer(cache_limit=-1), ValueError, "`cache_limit` must be at least 0, found -1"),
-    "foreign data": (lambda: trainer().fit([X, Y], epochs=1), TypeError, "train data must be a Source, a DataLoader, a Dataset or (inputs, {task: targets}), found list"),
+    "foreign data": (lambda: trainer().fit([X, Y], epochs=1), TypeError, "train data must be a Source, a DataLoader, a Dataset, (inputs, {task: targets}) or a mapping of source names to them, found list"),
     "foreign validation": (lambda: trainer().fit((X, Y), (X, Y["a"]), epochs=1), TypeError, "validation data must be a Source"),
     "foreign test data": (lambda: trainer().evaluate(X), TypeError, "evaluation data must be a Source"),
     "stray parameter": (lambda: trainer(Extra(), "a").fit((X, {"a": Y["a"]}), epochs=1), ValueError, "every parameter must belong to a block, found `stray.weight` in none"),
