@@ -415,8 +415,9 @@ def _case(name: str, function: Callable[..., Result], balancer: str, **options: 
 
 
 for _name, _kind in BALANCERS.items():
-    # Adam divides a gradient by its size and a dropped sign is a jump: both make much of a rounding in float32
-    _precise = {"dtype": torch.float64} if _name in ("GREAT", "GradDrop") else {}
+    # Adam divides a gradient by its size, a dropped sign is a jump, and a short distance has a direction all the same:
+    # all three make much of a rounding in float32
+    _precise = {"dtype": torch.float64} if _name in ("GREAT", "GradDrop", "PBI") else {}
     _both: dict[str, Any] = {"objectives": [Penalty(), Penalty("head", head=True)], "names": "ba"}
     _case("exact", steps, _name, **_precise)
     _case("accumulating", steps, _name, accumulate=True, **_precise)
