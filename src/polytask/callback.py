@@ -43,6 +43,7 @@ class Callback:
     Attributes:
         observes_only: True for displays and logs, which change nothing: a checkpoint takes no notice of them,
             so that a run may be resumed with others, and of several processes only the first runs them.
+        initialises: True for those that draw the network's weights anew when a fit begins: what it was given is lost.
 
     `run` gives the model, the history, the optimizers, `run.epoch`, `run.step`, `run.stop(reason)` and
     `run.save(path)`. Of several processes each runs its own copy, with the same figures: write files where
@@ -51,6 +52,7 @@ class Callback:
     """
 
     observes_only: bool = False
+    initialises: bool = False
 
     def serve(self, source: Source) -> Source:
         """What a fit is to train on in place of `source`, not bound yet: itself, or one that wraps it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -134,3 +135,21 @@ def test_a_metric_is_that_of_the_steps_with_its_task():
     whole, only = first_row(source, tasks(), every), first_row({"right": source["right"]}, tasks()[1:2], alone)
     assert whole["train/b/accuracy"] == only["train/b/accuracy"]
     assert whole["train/b/loss"] == pytest.approx(only["train/b/loss"], rel=1e-6)
+
+
+def test_a_teacher_without_boundary_tells_its_features_source_by_source():
+    def apart(trunk: nn.Module, heads: Any) -> pt.models.Model:
+        return pt.models.Grouped(trunk, heads, [["a"], ["b", "c"]])
+
+    def soft(trunk: nn.Module, heads: Any) -> pt.models.Model:
+        return pt.models.SoftSharing({task: copy.deepcopy(trunk) for task in heads}, heads)
+
+    x = torch.randn(6, 5)
+    for form in (SingleTask, apart, soft):
+        teacher = network(form).eval()
+        read = teacher.representation("b", None, x, "right")
+        torch.testing.assert_close(teacher.heads["b"](read), teacher(x, ["b"], "right")["b"])
+        term = pt.distillation.FeatureDistillation("b", teacher, nn.Linear(4, 4))
+        before = term.adaptor.weight.detach().clone()
+        trainer(objectives=[term]).fit(both(), epochs=2)
+        assert torch.isfinite(term.adaptor.weight).all() and not torch.equal(term.adaptor.weight, before)

@@ -116,3 +116,9 @@ def test_trunks_of_ones_own():
     assert list(model.trunks) == trunks
     with pytest.raises(ValueError, match="every group must have a trunk, found 2 trunks for 1 groups"):
         Grouped(trunks, heads("abc"), [["a", "b", "c"]])
+
+
+def test_one_trunk_for_two_groups_is_refused():
+    one = trunk()
+    with pytest.raises(ValueError, match="found one parameter in the trunk of group 0 and the trunk of group 1"):
+        Grouped([one, one], heads("abc"), [["a"], ["b", "c"]])

@@ -38,8 +38,11 @@ def outputs(model: nn.Module, inputs: Any) -> dict[str, float]:
 @pytest.mark.parametrize("form", ["hard", "single", "soft", "partitioned", *FEATURED])
 def test_every_layer_of_any_network_reaches_the_wanted_deviation(form: str):
     model = network("norm+dropout", "abc", form)
+    zero = {name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and not layer.weight.any()}
+    assert len(zero) == (3 if form == "shared decision" else 0)
     reached = lsuv(model, X, std=2.0, tolerance=0.01)
-    found = outputs(model, X)
+    found = {name: value for name, value in outputs(model, X).items() if name not in zero}
+    assert not any(model.get_submodule(name).weight.any() for name in zero)
     assert reached.keys() == found.keys()
     for name, value in found.items():
         assert value == pytest.approx(2.0, abs=0.011)
@@ -115,3 +118,10 @@ def test_refusals(options: dict[str, Any], message: str):
     with pytest.raises(ValueError) as caught:
         lsuv(arguments.pop("module"), arguments.pop("inputs"), **arguments)
     assert message in str(caught.value)
+
+
+def test_weights_that_are_all_zero_stay_so():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    nn.init.zeros_(model[2].weight)
+    assert list(lsuv(model, X)) == ["0", "1"]
+    assert not model[2].weight.any()

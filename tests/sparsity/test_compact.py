@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 import polytask as pt
 from polytask.models import HardSharing
-from polytask.sparsity.compact import Compacted, compact, rebuild
+from polytask.sparsity.compact import Compacted, compact, predict_sizes, rebuild
 from polytask.sparsity.compact_layers import CompactConv2d, CompactLinear
+from polytask.sparsity.layers import layers_in_play
 from polytask.sparsity.rates import macs_of, predicted
 
 
@@ -464,3 +465,11 @@ def _pruned(model: Any, producers: list[str], x: Tensor, tp: Any) -> dict[str, T
     for layer in producers:
         _group(work, layer, [1, 3], x, tp).prune()
     return work.state_dict()
+
+
+def test_an_encoder_for_each_source_is_refused_by_name():
+    trunk = pt.models.BySource({"left": nn.Linear(3, 4), "right": nn.Linear(5, 4)}, nn.Linear(4, 4))
+    model = pt.models.HardSharing(trunk, heads={"a": nn.Linear(4, 1)})
+    for sparse in (compact, predict_sizes, layers_in_play):
+        with pytest.raises(ValueError, match="for each source cannot be made sparse, found `BySource` in `trunk`"):
+            sparse(model, torch.zeros(2, 3))

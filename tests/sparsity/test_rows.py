@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.helpers import data, network
 from torch import nn
 from torch.nn import functional as F
 
@@ -198,3 +199,27 @@ def test_any_model_will_do():
 
     model = pt.models.Partitioned(Whole(), shared="parts.body", tasks=["a"])
     assert [layer.name for layer in layers_in_play(model, torch.randn(2, 3))] == ["module.parts.body.2"]
+
+
+@pytest.mark.parametrize("form", ["cross-stitch", "mmoe", "cgc", "ple", "shared decision", "soft"])
+def test_layers_are_found_in_every_architecture(form: str):
+    model = network("plain", "ab", form)
+    layers = layers_in_play(model, data()[0])
+    named = dict(model.named_modules())
+    assert layers and all(layer.module is named[layer.name] and layer.size == 1 for layer in layers)
+    assert {"heads.a.0", "heads.b.0"} <= {layer.name for layer in layers}
+
+
+def test_what_mixes_units_without_rows_is_a_source():
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.GRUCell(3, 6)
+            self.top = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.top(self.cell(x))
+
+    model = HardSharing(Recurrent(), heads={"a": nn.Linear(4, 1)})
+    (layer,) = layers_in_play(model, torch.zeros(2, 3))
+    assert (layer.name, layer.rows, layer.sources) == ("trunk.top", 6, {"trunk.cell"})

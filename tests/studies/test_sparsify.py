@@ -404,3 +404,12 @@ def test_every_example_is_sound(path):
 def test_only_the_search_starts_from_other_weights(study):
     found = plan(CONFIG | {"start": str(study.folder / "search")})
     assert (found.search["start"], found.retrain["start"]) == (str(study.folder / "search"), None)
+
+
+@pytest.mark.parametrize("place", ["trainer", "retrain"])
+def test_new_weights_for_the_retraining_are_refused_before_anything_is_written(tmp_path, place):
+    config = copy.deepcopy(CONFIG)
+    (config["trainer"] if place == "trainer" else config["sparsify"].setdefault("retrain", {}))["callbacks"] = ["LSUV"]
+    with pytest.raises(ValueError, match="where LSUV would overwrite the sparse weights: put it in"):
+        made(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()

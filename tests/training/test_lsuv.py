@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.data import two_sources
 from tests.helpers import SaveAll, data, network, same, trainer, weights
 from torch import nn
 
@@ -93,3 +94,58 @@ def test_constant_inputs_are_refused():
     x, y = data()
     with pytest.raises(ValueError, match="must vary and be finite on the given inputs"):
         trainer(model, callbacks=[pt.callbacks.LSUV(16)]).fit((torch.zeros_like(x), y), epochs=1)
+
+
+class Seen(pt.Callback):
+    """Keeps the weights as they are before the first update."""
+
+    def on_fit_start(self, run: Any) -> None:
+        self.weights = weights(run.model)
+
+
+def test_every_source_is_seen_though_the_first_has_every_task(caplog):
+    model, look = two_sources.network(), Seen()
+    before = weights(model)
+    sources = {"left": two_sources.part(40, 3, "abc"), "right": two_sources.part(24, 5, "b", 1)}
+    fit = pt.Trainer(
+        model,
+        two_sources.tasks(),
+        optimizer=still,
+        batch_size=8,
+        progress=False,
+        callbacks=[pt.callbacks.LSUV(16), look],
+    )
+    fit.fit(sources, epochs=1)
+    drawn = [name for name, value in before.items() if name.endswith("weight") and value.dim() > 1]
+    assert any("right" in name for name in drawn)
+    assert not any(torch.equal(look.weights[name], before[name]) for name in drawn)
+    assert "keep their weights" not in caplog.text
+
+
+def test_a_task_whose_targets_come_late_is_seen():
+    x, y = data(24)
+    y["b"][:20] = -100
+    model, look = network(form="single"), Seen()
+    before = weights(model)
+    trainer(model, optimizer=still, callbacks=[pt.callbacks.LSUV(8), look]).fit((x, y), epochs=1)
+    drawn = [name for name, value in before.items() if name.endswith("weight") and value.dim() > 1]
+    assert not any(torch.equal(look.weights[name], before[name]) for name in drawn)
+
+
+def test_layers_that_do_not_run_are_named(caplog):
+    model = network()
+    model.heads["a"].add_module("spare", Spare())
+    trainer(model, optimizer=still, callbacks=[pt.callbacks.LSUV(8)]).fit(data(), epochs=1)
+    (warning,) = [record.getMessage() for record in caplog.records if "keep their weights" in record.getMessage()]
+    assert warning.endswith(": heads.a.spare.unused")
+
+
+class Spare(nn.Module):
+    """Passes everything by its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Any) -> Any:
+        return x

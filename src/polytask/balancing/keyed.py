@@ -58,15 +58,40 @@ def in_range(
     low: float = -math.inf,
     high: float = math.inf,
 ) -> None:
-    """Raises `ValueError` unless every value is finite and from `low` to `high`, `TypeError` if there are no values."""
+    """Refuses values that are out of range.
+
+    Raises:
+        ValueError: a value is not finite or not from `low` to `high`.
+        TypeError: there are no values, or one is not a number.
+    """
     if given is not None and (isinstance(given, str) or not isinstance(given, Mapping | Sequence)):
         raise TypeError(f"`{setting}` must be {{objective: value}} or one value per objective, found {given!r}")
     items = given.items() if isinstance(given, Mapping) else enumerate(given or ())
     bounds = f" and at least {low:g}" * (low > -math.inf) + f" and at most {high:g}" * (high < math.inf)
     for key, value in items:
+        number(setting, value, key)
         if not (math.isfinite(value) and low <= value <= high):
-            where = f"`{key}`" if isinstance(key, str) else f"position {key}"
-            raise ValueError(f"every value of `{setting}` must be finite{bounds}, found {value} for {where}")
+            raise ValueError(f"every value of `{setting}` must be finite{bounds}, found {value} for {_where(key)}")
+
+
+def number(setting: str, value: Any, key: str | int | None = None) -> None:
+    """Raises `TypeError` unless a setting, or its value for `key`, is a number."""
+    try:
+        math.isfinite(value)
+    except TypeError:
+        every, where = ("", "") if key is None else ("every value of ", f" for {_where(key)}")
+        raise TypeError(f"{every}`{setting}` must be a number, found {value!r}{where}") from None
+
+
+def _where(key: str | int) -> str:
+    return f"`{key}`" if isinstance(key, str) else f"position {key}"
+
+
+def plain(given: Any) -> Any:
+    """A setting as what a checkpoint's fingerprint holds: a dictionary, a list, or as it is if None or a word."""
+    if given is None or isinstance(given, str):
+        return given
+    return dict(given) if isinstance(given, Mapping) else list(given)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:

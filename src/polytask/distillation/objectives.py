@@ -162,7 +162,7 @@ class FeatureDistillation(_Distillation):
         if not isinstance(teacher, Model):
             return teacher(batch.inputs)
         shared = teacher.features(batch.inputs, batch.source) if teacher.boundary else None
-        return teacher.representation(self.task, shared, batch.inputs)
+        return teacher.representation(self.task, shared, batch.inputs, batch.source)
 
 
 @final

@@ -88,13 +88,14 @@ class Model(nn.Module, ABC):
         """Features to the raw outputs (B, C) of one task; `inputs` is None unless `heads_read_inputs`."""
         raise TypeError(f"{type(self).__name__} has no feature boundary: call the model itself")
 
-    def representation(self, task: str, features: Any, inputs: Any) -> Tensor:
+    def representation(self, task: str, features: Any, inputs: Any, source: str = "") -> Tensor:
         """What the task's head predicts from, (B, F): the features themselves unless the task adds something.
 
         Args:
             task: one of `task_names`.
             features: what `features` returned.
-            inputs: the raw inputs; None unless `heads_read_inputs`.
+            inputs: the raw inputs; None unless `heads_read_inputs` or without a boundary.
+            source: the batch's source, for models with an encoder per source.
 
         Raises:
             TypeError: the model has no feature boundary and does not say.

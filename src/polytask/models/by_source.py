@@ -57,6 +57,11 @@ def encode(module: nn.Module, inputs: Any, source: str) -> Any:
     return module(inputs, source) if isinstance(module, BySource) else module(inputs)
 
 
+def find_by_source(model: nn.Module) -> str | None:
+    """The name of the first `BySource` in a network, None if it has none."""
+    return next((name for name, module in model.named_modules() if isinstance(module, BySource)), None)
+
+
 def check_sources(model: nn.Module, sources: Collection[str], every: bool = False) -> None:
     """Refuses sources that a model has no encoder for; one without encoders for sources takes any.
 

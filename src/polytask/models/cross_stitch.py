@@ -96,7 +96,7 @@ class CrossStitch(Model):
     def head(self, task: str, features: Any, inputs: Any) -> Tensor:
         return self.heads[task](features[task])
 
-    def representation(self, task: str, features: Any, inputs: Any) -> Tensor:
+    def representation(self, task: str, features: Any, inputs: Any, source: str = "") -> Tensor:
         return features[task]
 
     def blocks(self) -> Blocks:

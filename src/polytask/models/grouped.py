@@ -9,7 +9,7 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from polytask.errors import nearest
-from polytask.models.base import Block, Blocks, Model, check_heads
+from polytask.models.base import Block, Blocks, Model, check_apart, check_heads
 from polytask.models.by_source import encode
 
 
@@ -35,7 +35,7 @@ class Grouped(Model):
 
     Raises:
         ValueError: there is no head, a task is in no group or in two, a group is empty or names an unknown task, or
-            there are not as many trunks as groups.
+            there are not as many trunks as groups, or two of them have a parameter in common.
 
     >>> import torch
     >>> heads = {name: nn.Linear(8, 1) for name in ("circle", "rhombus", "star")}
@@ -53,6 +53,7 @@ class Grouped(Model):
         trunks = [copy.deepcopy(trunk) for _ in groups] if isinstance(trunk, nn.Module) else list(trunk)
         if len(trunks) != len(groups):
             raise ValueError(f"every group must have a trunk, found {len(trunks)} trunks for {len(groups)} groups")
+        check_apart("trunk", {f"the trunk of group {index}": one for index, one in enumerate(trunks)})
         self.trunks = nn.ModuleList(trunks)
         self.heads = nn.ModuleDict(heads)
         self.groups = tuple(tuple(group) for group in groups)
@@ -78,8 +79,8 @@ class Grouped(Model):
             outputs[task] = self.heads[task](features[group])
         return outputs
 
-    def representation(self, task: str, features: Any, inputs: Any) -> Tensor:
-        return features if self.boundary else self.trunks[self._group_of[task]](inputs)
+    def representation(self, task: str, features: Any, inputs: Any, source: str = "") -> Tensor:
+        return features if self.boundary else encode(self.trunks[self._group_of[task]], inputs, source)
 
     def blocks(self) -> Blocks:
         heads = {task: self.heads[task] for task in self.task_names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,8 +36,9 @@ def lsuv(
     each layer's weights are divided by (std of its outputs on `inputs`) / `std` until |std of outputs - `std`| is at
     most `tolerance`, or `tries` divisions were made. A layer without bias in this state is linear in its weights, so
     one division nearly always does. BatchNorm works on the batch, as it will in training, and dropout rests; neither
-    modes nor running statistics are changed. Weights that the user froze, and layers that do not run, are left
-    alone; of a weight that several layers share, the first to run decides. No random state but `seed` is used.
+    modes nor running statistics are changed. Weights that the user froze, weights that are all zero (a start chosen on
+    purpose, as of `SharedDecision`'s readouts), and layers that do not run, are left alone; of a weight that several
+    layers share, the first to run decides. No random state but `seed` is used.
 
     Args:
         module: any module, a polytask model included.
@@ -81,6 +82,18 @@ def check_lsuv(std: float, tolerance: float, tries: int) -> None:
     whole("tries", tries, 1)
 
 
+def not_reached(module: nn.Module, reached: Mapping[str, float]) -> list[str]:
+    """Names of the layers that `lsuv`, which returned `reached`, would have initialised had they run."""
+    named = dict(module.named_modules())
+    done = {id(named[name].weight) for name in reached}
+    layers = {name: layer for name, layer in named.items() if isinstance(layer, LAYERS)}
+    return [name for name, layer in layers.items() if id(layer.weight) not in done and _is_to_be_drawn(layer.weight)]
+
+
+def _is_to_be_drawn(weight: Any) -> bool:
+    return isinstance(weight, nn.Parameter) and weight.requires_grad and bool(weight.detach().any())
+
+
 def _running(module: nn.Module, run: Callable[[], Any]) -> dict[str, nn.Module]:
     """The layers to initialise, in the order in which they run, by name."""
     names: dict[nn.Module, str] = {layer: name for name, layer in module.named_modules() if isinstance(layer, LAYERS)}
@@ -88,7 +101,7 @@ def _running(module: nn.Module, run: Callable[[], Any]) -> dict[str, nn.Module]:
 
     def note(layer: nn.Module, _: Any) -> None:
         weight = layer.weight
-        if isinstance(weight, nn.Parameter) and weight.requires_grad:
+        if _is_to_be_drawn(weight):
             order.setdefault(id(weight), layer)
 
     handles = [layer.register_forward_pre_hook(note) for layer in names]

@@ -73,7 +73,7 @@ class MMoE(Model):
         encoded = encode(self.encoder, inputs, source)
         return encoded, stacked(run_experts(self.experts, encoded, source))
 
-    def representation(self, task: str, features: Any, inputs: Any) -> Tensor:
+    def representation(self, task: str, features: Any, inputs: Any, source: str = "") -> Tensor:
         read, outputs = (inputs, features) if self.encoder is None else features
         return mixed(self.gates[task](read), outputs, f"the gate of task `{task}`")
 

@@ -69,7 +69,7 @@ class Monitored(Model):
     def features(self, inputs: Any, source: str = "") -> Any:
         return self.trunk(inputs)
 
-    def representation(self, task: str, features: Any, inputs: Any) -> Tensor:
+    def representation(self, task: str, features: Any, inputs: Any, source: str = "") -> Tensor:
         own = self.monitors[task](inputs)
         if own.shape != features.shape:  # (B, 1) would be broadcast in silence
             raise ValueError(

@@ -78,7 +78,7 @@ class MTAN(Model):
             outputs.append(inputs)
         return tuple(outputs)
 
-    def representation(self, task: str, features: Any, inputs: Any) -> Tensor:
+    def representation(self, task: str, features: Any, inputs: Any, source: str = "") -> Tensor:
         attended = features[0]
         for number, (attend, shared) in enumerate(zip(self._attention(task), features[1:], strict=True), 1):
             mask = attend(attended)

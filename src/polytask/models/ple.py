@@ -88,7 +88,7 @@ class _Extraction(Model, ABC):
             return outputs
         return (reads if self._common else read, outputs)
 
-    def representation(self, task: str, features: Any, inputs: Any) -> Tensor:
+    def representation(self, task: str, features: Any, inputs: Any, source: str = "") -> Tensor:
         read, shared = (inputs, features) if self.heads_read_inputs else features
         read = read[task] if self._common else read
         for level in self._levels[self._common :]:

@@ -82,7 +82,7 @@ class SharedDecision(Model):
             )
         return opinions[task] + correction
 
-    def representation(self, task: str, features: Any, inputs: Any) -> Tensor:
+    def representation(self, task: str, features: Any, inputs: Any, source: str = "") -> Tensor:
         """The task's opinion and the decision, side by side (B, C_k + D)."""
         opinions, decision = features
         return torch.cat([_rows(opinions[task]), _rows(decision)], 1)

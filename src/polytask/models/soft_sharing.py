@@ -71,8 +71,8 @@ class SoftSharing(Model):
     def forward(self, inputs: Any, tasks: Iterable[str] | None = None, source: str = "") -> dict[str, Tensor]:
         return {task: self.heads[task](encode(self.towers[task], inputs, source)) for task in tasks or self.task_names}
 
-    def representation(self, task: str, features: Any, inputs: Any) -> Tensor:
-        return self.towers[task](inputs)
+    def representation(self, task: str, features: Any, inputs: Any, source: str = "") -> Tensor:
+        return encode(self.towers[task], inputs, source)
 
     def blocks(self) -> Blocks:
         return Blocks(Block.of(self.towers), {task: Block.of(self.heads[task]) for task in self.task_names})

@@ -16,7 +16,7 @@ from polytask.batch import map_inputs, tensors_of
 from polytask.errors import one_of
 from polytask.sparsity.compact_layers import COMPACT, CompactLinear, InputPick, blank_pick
 from polytask.sparsity.follow import INPUT, NORMS, Followed, TracedLayer, follow
-from polytask.sparsity.rows import weight_of
+from polytask.sparsity.rows import check_one_encoder, weight_of
 from polytask.sparsity.sharing import unparametrise
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -105,8 +105,9 @@ def compact(model: ModelT, example: Any, *, merge: bool = True, padded: str = "m
             size is fixed; ``dense`` leaves the unit where it is, and says so.
 
     Raises:
-        ValueError: an unknown `padded`, an example without tensors, or outputs that differ: the model then
-            depends on the sizes of its layers in a way that its trace does not show.
+        ValueError: an unknown `padded`, an example without tensors, a network with an encoder for each source, or
+            outputs that differ: the model then depends on the sizes of its layers in a way that its trace does not
+            show.
 
     >>> trunk = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8), nn.ReLU())
     >>> from polytask.models import HardSharing
@@ -118,6 +119,7 @@ def compact(model: ModelT, example: Any, *, merge: bool = True, padded: str = "m
     """
     one_of("padded", padded, ("map", "dense"))
     inputs = _two_examples(example)
+    check_one_encoder(model)
     work = baked(model)
     modes = {name: module.training for name, module in work.named_modules()}
     work.eval()
@@ -170,6 +172,7 @@ def baked(model: ModelT) -> ModelT:
 def predict_sizes(model: nn.Module, example: Any, *, merge: bool = True, padded: str = "map") -> dict[str, Size]:
     """The sizes that `compact` would leave, without making the network; same arguments."""
     one_of("padded", padded, ("map", "dense"))
+    check_one_encoder(model)
     work = baked(model).eval()
     with torch.no_grad():
         return _Plan(follow(work, _two_examples(example)), padded == "map", merge).sizes

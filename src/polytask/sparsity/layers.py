@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from polytask.batch import map_inputs, tensors_of
 from polytask.errors import nearest, one_of
 from polytask.models.base import Model
-from polytask.sparsity.rows import GRANULARITIES, SUPPORTED, Layer, inputs_of, parts_of
+from polytask.sparsity.rows import GRANULARITIES, SUPPORTED, Layer, check_one_encoder, inputs_of, parts_of
 
 INPUT = ""
 """Stands for the raw inputs among a layer's sources."""
@@ -63,7 +63,8 @@ def layers_in_play(
             module to True. It replaces the default filter: what it takes is in play.
 
     Raises:
-        ValueError: nothing is in play, a name that fits no layer, or a layer that the forward pass never reached.
+        ValueError: nothing is in play, a name that fits no layer, a layer that the forward pass never reached, or a
+            network with an encoder for each source.
         TypeError: a selected layer has no rows.
 
     >>> trunk = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten(), nn.Linear(24, 8))
@@ -73,6 +74,7 @@ def layers_in_play(
     [('trunk.2', 4, 1), ('trunk.4', 24, 4)]
     """
     one_of("granularity", granularity, GRANULARITIES)
+    check_one_encoder(model)
     seen, ends = _watch(model, inputs)
     named = dict(model.named_modules())
     wanted = _wanted(named, seen, ends, select)
@@ -190,8 +192,9 @@ def _hooks(model: nn.Module, origins: _Origins, seen: dict[str, _Seen]) -> Itera
         def note(module: nn.Module, args: Any) -> None:
             origin = origins.get(_flat(args))
             seen.setdefault(name, _Seen()).sources.update(origin.sources)
-            spread = max(origin.spread, 1) if isinstance(module, nn.Linear) else 1
-            seen[name].spreads.add(spread if inputs_of(module) % spread == 0 else 1)
+            if isinstance(module, SUPPORTED):  # the others have no rows to group
+                spread = max(origin.spread, 1) if isinstance(module, nn.Linear) else 1
+                seen[name].spreads.add(spread if inputs_of(module) % spread == 0 else 1)
 
         return note
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from polytask.models.by_source import find_by_source
+
 SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Kinds of layers that have rows."""
 
@@ -142,3 +144,11 @@ def from_rows(module: nn.Module, rows: Tensor) -> Tensor:
     weight, parts = weight_of(module), parts_of(module)
     blocks = rows.reshape(parts, weight.shape[1], weight.shape[0] // parts, -1)
     return blocks.permute(0, 2, 1, 3).reshape(weight.shape)
+
+
+def check_one_encoder(model: nn.Module) -> None:
+    """Raises `ValueError` for a network with an encoder for each source, which no one pass goes through."""
+    name = find_by_source(model)
+    if name is not None:
+        where = f" in `{name}`" if name else ""
+        raise ValueError(f"networks with an encoder for each source cannot be made sparse, found `BySource`{where}")

@@ -378,7 +378,9 @@ def prepare(stages: Stages) -> None:
         removal = settings.removal(searching.trainer)
         _set_up(searching.trainer)
     with _named("retrain"):
-        _set_up(spec.build(made.retrain).trainer)
+        retraining = spec.build(made.retrain).trainer
+        _set_up(retraining)
+    _keep_weights(retraining)
     stages.splits = splits_of(searching)
     layers = layers_in_play(searching.trainer.model, stages.example, settings.granularity, settings.select)
     if not settings.controlled:
@@ -388,6 +390,17 @@ def prepare(stages: Stages) -> None:
 
 def _set_up(trainer: Trainer) -> None:
     trainer.balancer.setup([*trainer.tasks, *trainer.objectives])
+
+
+def _keep_weights(retraining: Trainer) -> None:
+    """Refuses callbacks under which the retraining would not start from what the search found."""
+    for callback in retraining.callbacks:
+        if callback.initialises:
+            name = type(callback).__name__
+            raise ValueError(
+                f"`trainer.callbacks` of a sparse study act on the retraining, where {name} would overwrite the sparse "
+                "weights: put it in `sparsify.search.callbacks`"
+            )
 
 
 @contextmanager

@@ -100,3 +100,18 @@ def test_who_has_no_bound():
 def test_settings_that_do_not_fit_are_refused(given, rule):
     with pytest.raises(ValueError, match=rule):
         built(EpsilonConstraint, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({"bounds": "0.5"}, r"`bounds` must be a number or {objective: bound}, found '0.5'"),
+        ({"bounds": [0.5]}, r"`bounds` must be a number or {objective: bound}, found \[0.5\]"),
+        ({"bounds": None}, r"`bounds` must be a number or {objective: bound}, found None"),
+        ({"bounds": {"b": "0.5"}}, "every value of `bounds` must be a number, found '0.5' for `b`"),
+        ({"bounds": 0.5, "mu": "1"}, "`mu` must be a number, found '1'"),
+    ],
+)
+def test_what_is_no_number_is_named(given, rule):
+    with pytest.raises(TypeError, match=rule):
+        EpsilonConstraint(**given)

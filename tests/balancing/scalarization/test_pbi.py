@@ -18,7 +18,7 @@ REFERENCE = [0.1, 0.0, -1.0]
 def written(losses: torch.Tensor, theta: float) -> torch.Tensor:
     """d_1 + θ d_2 with the ray 1 / k."""
     gaps, ray = losses - torch.tensor(REFERENCE), 1 / torch.tensor(PREFERENCE)
-    along = (gaps @ ray).abs() / ray.norm()
+    along = (gaps @ ray) / ray.norm()
     return along + theta * (gaps - (gaps @ ray) / ray.norm() ** 2 * ray).norm()
 
 
@@ -103,3 +103,28 @@ def test_the_preference_belongs_to_names_and_absent_ones_are_left_out():
 def test_settings_out_of_range_are_refused(given, rule):
     with pytest.raises(ValueError, match=rule):
         built(PBI, **given)
+
+
+@pytest.mark.parametrize("start", [0.9, 0.2])
+def test_one_objective_falls_above_and_below_the_reference(start: float):
+    balancer = built(PBI, [1.0], reference=[0.5], names=["a"])
+    assert balancer.combine(evidence([start], ["a"])).tolist() == [1.0]
+
+
+def test_losses_below_the_reference_go_on_falling():
+    ray = torch.tensor([1 / k for k in PREFERENCE])
+    found = built(PBI, PREFERENCE, theta=5.0).combine(evidence((-0.7 * ray).tolist()))
+    torch.testing.assert_close(found, ray / ray.norm())
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({"theta": "x"}, "`theta` must be a number, found 'x'"),
+        ({"preference": {"a": "x"}}, "every value of `preference` must be a number, found 'x' for `a`"),
+        ({"reference": [None]}, "every value of `reference` must be a number, found None for position 0"),
+    ],
+)
+def test_what_is_no_number_is_named(given, rule):
+    with pytest.raises(TypeError, match=rule):
+        PBI(**given)

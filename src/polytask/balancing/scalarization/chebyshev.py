@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import Evidence, Scalarizer
-from polytask.balancing.keyed import Constants, by_name, in_range, known, some_objectives, to_device
+from polytask.balancing.keyed import Constants, by_name, in_range, known, plain, some_objectives, to_device
 from polytask.balancing.solvers import project_to_simplex
 from polytask.errors import at_least, one_of, whole
 
@@ -270,7 +270,7 @@ class Chebyshev(Scalarizer):
     def describe(self) -> dict[str, Any]:
         numbers = ("epsilon", "mu", "eta", "every", "form", "average", "weight_average")
         settings = {name: getattr(self, name) for name in numbers}
-        lists = {name: _plain(getattr(self, name)) for name in ("preference", "reference", "normalise")}
+        lists = {name: plain(getattr(self, name)) for name in ("preference", "reference", "normalise")}
         return super().describe() | settings | lists
 
 
@@ -300,9 +300,3 @@ def _check_normalise(given: Mapping[str, float] | Sequence[str] | str | None) ->
         for name, value in given.items():
             if value == 0:
                 raise ValueError(f"every value of `normalise` must be above 0, found 0 for `{name}`")
-
-
-def _plain(given: Any) -> Any:
-    return (
-        dict(given) if isinstance(given, Mapping) else given if given is None or isinstance(given, str) else list(given)
-    )

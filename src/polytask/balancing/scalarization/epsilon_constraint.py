@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import Evidence, Scalarizer
-from polytask.balancing.keyed import Constants, in_range, known, some_objectives
+from polytask.balancing.keyed import Constants, in_range, known, number, some_objectives
 
 
 @final
@@ -45,6 +45,7 @@ class EpsilonConstraint(Scalarizer):
     Raises:
         ValueError: a bound or number that is out of range; an unknown objective, one with neither bound nor the part
             of `primary`, or a bound for it; a resumed state of other objectives.
+        TypeError: a bound or number that is not a number.
 
     >>> balancer = EpsilonConstraint({"rhombus": 0.5}, mu=1.0, eta=1.0)
     >>> balancer.setup(["circle", "rhombus"])
@@ -63,8 +64,9 @@ class EpsilonConstraint(Scalarizer):
         eta: float | None = None,
     ) -> None:
         super().__init__()
-        in_range("bounds", bounds if isinstance(bounds, Mapping) else [bounds])
+        _check_bounds(bounds)
         for name, value in (("mu", mu), ("eta", mu if eta is None else eta)):
+            number(name, value)
             if not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be above 0 and finite, found {value}")
         if isinstance(bounds, Mapping) and primary in bounds:
@@ -129,3 +131,15 @@ class EpsilonConstraint(Scalarizer):
     def describe(self) -> dict[str, Any]:
         bounds = dict(self.bounds) if isinstance(self.bounds, Mapping) else self.bounds
         return super().describe() | {"bounds": bounds, "primary": self.primary, "mu": self.mu, "eta": self.eta}
+
+
+def _check_bounds(bounds: Any) -> None:
+    if isinstance(bounds, Mapping):
+        in_range("bounds", bounds)
+        return
+    try:
+        finite = math.isfinite(bounds)
+    except TypeError:
+        raise TypeError(f"`bounds` must be a number or {{objective: bound}}, found {bounds!r}") from None
+    if not finite:
+        raise ValueError(f"`bounds` must be finite, found {bounds}")

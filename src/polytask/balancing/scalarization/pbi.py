@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import Evidence, Scalarizer
-from polytask.balancing.keyed import Constants, by_name, in_range
+from polytask.balancing.keyed import Constants, by_name, in_range, number, plain
 
 _TINY = 1e-12
 
@@ -19,9 +19,9 @@ _TINY = 1e-12
 class PBI(Scalarizer):
     """Along a ray and towards it: S = d_1 + θ d_2, penalty-based boundary intersection.
 
-    With l_k = L_k − z_k and a unit vector u, d_1 = |lᵀu| is how far the losses lie along the ray z + t u, and
+    With l_k = L_k − z_k and a unit vector u, d_1 = lᵀu is how far the losses lie along the ray z + t u, and
     d_2 = ‖l − (lᵀu) u‖ how far away from it. For θ large enough the minimum is where the ray meets the front, a
-    non-convex one too. The weights are ∂S/∂L = sign(lᵀu) u + θ r / ‖r‖ with r = l − (lᵀu) u, and u alone on the ray.
+    non-convex one too. The weights are ∂S/∂L = u + θ r / ‖r‖ with r = l − (lᵀu) u, and u alone on the ray.
 
     The ray is u_k ∝ 1 / k_k, on which all k_k (L_k − z_k) are equal, so that a preference k asks for the same point as
     under `Chebyshev`. A weight can be negative: an objective that is too good for its preference is given up for the
@@ -29,9 +29,10 @@ class PBI(Scalarizer):
     fro across it: let the learning rate fall.
 
     Paper: Zhang and Li 2007, MOEA/D, `doi.org/10.1109/TEVC.2007.892759 <https://doi.org/10.1109/TEVC.2007.892759>`_.
-    There the vector λ is the ray's direction itself, large for an objective that may be large; here a large k_k is, as
-    in all scalarizers of this package, for one that must be small. Absent objectives are left out of both distances.
-    With one objective the weight is 1.
+    There d_1 = |lᵀu|, the same above the reference z; with its sign, losses below z go on falling instead of rising to
+    it. There, too, the vector λ is the ray's direction itself, large for an objective that may be large; here a large
+    k_k is, as in all scalarizers of this package, for one that must be small. Absent objectives are left out of both
+    distances. With one objective the weight is 1.
 
     Args:
         preference: k_k at least 0, summing to 1: {objective: k_k} or in the objectives' order; 1/K if None. At 0 the
@@ -43,6 +44,7 @@ class PBI(Scalarizer):
     Raises:
         ValueError: a preference that is negative, does not sum to 1 or does not fit the objectives; a reference that
             is not finite or does not fit them; a `theta` that is negative or not finite.
+        TypeError: a setting that is not a number, or not numbers.
 
     >>> balancer = PBI([0.5, 0.5], theta=0.5)
     >>> balancer.setup(["circle", "rhombus"])
@@ -57,6 +59,7 @@ class PBI(Scalarizer):
         reference: Mapping[str, float] | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        number("theta", theta)
         if not 0 <= theta < math.inf:
             raise ValueError(f"`theta` must be at least 0 and finite, found {theta}")
         in_range("preference", preference, low=0)
@@ -91,14 +94,9 @@ class PBI(Scalarizer):
         distance = torch.linalg.vector_norm(away)
         # below what the subtraction leaves of rounding, the losses are on the ray
         off = distance > 4 * torch.finfo(losses.dtype).eps * torch.linalg.vector_norm(gaps)
-        side = torch.where(along < 0, -1.0, 1.0)
-        return side * ray + self.theta * off * away / distance.clamp(min=torch.finfo(losses.dtype).tiny)
+        return ray + self.theta * off * away / distance.clamp(min=torch.finfo(losses.dtype).tiny)
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {
-            "preference": _plain(self.preference), "theta": self.theta, "reference": _plain(self.reference)
+            "preference": plain(self.preference), "theta": self.theta, "reference": plain(self.reference)
         }  # fmt: skip
-
-
-def _plain(given: Mapping[str, float] | Sequence[float] | None) -> dict[str, float] | list[float] | None:
-    return dict(given) if isinstance(given, Mapping) else given if given is None else list(given)

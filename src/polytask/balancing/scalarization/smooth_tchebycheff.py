@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import Evidence, Scalarizer
-from polytask.balancing.keyed import Constants, by_name, in_range
+from polytask.balancing.keyed import Constants, by_name, in_range, number, plain
 
 
 @final
@@ -33,6 +33,7 @@ class SmoothTchebycheff(Scalarizer):
     Raises:
         ValueError: a preference that is negative, does not sum to 1 or does not fit the objectives; a
             reference that is not finite or does not fit them; a `mu` that is not above 0.
+        TypeError: a setting that is not a number, or not numbers.
 
     >>> balancer = SmoothTchebycheff([0.5, 0.5], mu=0.1)
     >>> balancer.setup(["circle", "rhombus"])
@@ -47,6 +48,7 @@ class SmoothTchebycheff(Scalarizer):
         reference: Mapping[str, float] | Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        number("mu", mu)
         if not 0 < mu < math.inf:
             raise ValueError(f"`mu` must be above 0 and finite, found {mu}")
         in_range("preference", preference, low=0)
@@ -74,9 +76,5 @@ class SmoothTchebycheff(Scalarizer):
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {
-            "preference": _plain(self.preference), "mu": self.mu, "reference": _plain(self.reference)
+            "preference": plain(self.preference), "mu": self.mu, "reference": plain(self.reference)
         }  # fmt: skip
-
-
-def _plain(given: Mapping[str, float] | Sequence[float] | None) -> dict[str, float] | list[float] | None:
-    return dict(given) if isinstance(given, Mapping) else given if given is None else list(given)
