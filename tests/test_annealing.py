@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import polytask as pt
+from polytask.data.base import Split
 from polytask.distillation import FeatureDistillation, LogitDistillation, TeacherAnnealing
 from polytask.distillation.teachers import distance_for
+from polytask.studies.run import cost_of_training
 
 NAMES = "abc"
 
@@ -255,6 +257,48 @@ def test_of_several_sources_each_is_taught_the_tasks_it_has(limit: int):
     # above the limit the first chunk tells so; the last step, in which teachers count for nothing, asks nobody
     wanted = {"a": 16, "b": 8} if limit else {"a": 16 + 3 * 16, "b": 2 * 8}
     assert {name: sum(one.seen) for name, one in asked.items()} == wanted
+
+
+def two_sources(**sizes: int) -> dict[str, Any]:
+    """Sources `a` and `b`, each with inputs of its own, and targets of the task of its name."""
+    return {name: data(size, name, seed=size) for name, size in sizes.items()}
+
+
+def test_label_counts_are_of_the_sources_that_have_the_task():
+    x, y = data(8, "ab", missing=True)
+    train = two_sources(a=24) | {"b": (x, y)}
+    made = trainer(callbacks=[annealing(0.5, "ab")])
+    assert made.served(train, torch.device("cpu")).label_counts() == {"a": 24 + 8, "b": 8}
+    alone = made.served((x, {"a": y["a"]}), torch.device("cpu"))
+    assert alone.label_counts() == {"a": 8, "b": 8}
+
+
+def test_costs_are_those_of_what_a_fit_trains_on():
+    """An unlabelled task is taught, and remembered answers cost no pass through the teacher."""
+    x, y = data()
+    costs = []
+    for options in ({"callbacks": [annealing(0.5, "ab")]}, {"objectives": [LogitDistillation("b", teacher("ab"))]}, {}):
+        made = trainer(**options, schedule=pt.schedules.AlternateEpochs(1, 1))
+        costs.append(cost_of_training(made, Split(x, y))["phases"])
+    for found in costs[:2]:
+        assert {name: phase["macs"] for name, phase in found.items()} == {n: p["macs"] for n, p in costs[2].items()}
+    unlabelled = cost_of_training(trainer(callbacks=[annealing(0.5, "ab")]), Split(x, {"a": y["a"]}))
+    assert unlabelled["phases"]["joint"]["macs"] == cost_of_training(trainer(), Split(x, y))["phases"]["joint"]["macs"]
+
+
+def test_an_objective_may_have_any_name_beside_teachers():
+    def run(name: str) -> Any:
+        term = LogitDistillation("b", Counting(3), name=name)
+        return fitted(data(names=NAMES), callbacks=[annealing(0.5)], objectives=[term])[0]
+
+    assert same(run("teachers"), run("other"))
+
+
+def test_two_annealings_teach_a_task_each():
+    both = [annealing(0.5, "a"), annealing(0.5, "b")]
+    apart = fitted(data(names=NAMES), callbacks=both)[0]
+    single = {"a": teacher("a"), "b": teacher("b")}
+    assert same(apart, fitted(data(names=NAMES), callbacks=[TeacherAnnealing(single, 0.5, 0.5)])[0])
 
 
 # What is remembered

@@ -192,6 +192,47 @@ def test_an_absent_task_s_adaptor_rests_and_the_trunk_still_learns():
     assert moved == [[True, False], [True, True]]
 
 
+@pytest.mark.parametrize("form", ["hard", "partitioned"])
+def test_outputs_teach_alike_however_labels_fall_into_batches(form: str):
+    """One batch of eight is two of four, the first of which has no label."""
+    x, y = data(8)
+    y["b"][:4] = -100
+    found = []
+    for size, accumulate in ((8, 1), (4, 2)):
+        made = trainer(
+            network(form=form), objectives=[LogitDistillation("b", teacher())], accumulate=accumulate, batch_size=size
+        )
+        history = made.fit(pt.Arrays(x, y, batch_size=size, shuffle=False), epochs=1)
+        found.append(weights(made.model) | {"value": torch.tensor(history[0]["train/b-outputs/loss"])})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value)
+
+
+@pytest.mark.parametrize("kind", ["outputs", "features"])
+def test_another_source_in_the_step_leaves_a_term_as_it_is(kind: str):
+    """The gradient of a step of two sources: each task's, and the weighted mean over the term's own examples."""
+    (x, y), (other, targets) = data(8, "a"), data(4, "b", seed=1)
+    model = network()
+    if kind == "outputs":
+        term: pt.Objective = LogitDistillation("b", teacher(), weight=0.7)
+    else:
+        term = FeatureDistillation("b", teacher(), nn.Linear(6, 6), 0.7)
+    batch = pt.Batch(other, targets, {"b": 4}, 4, "two")
+    loss = F.binary_cross_entropy_with_logits(model(x)["a"][:, 0], y["a"])
+    loss = loss + F.cross_entropy(model(other)["b"], targets["b"])
+    term.bind(model, {task.name: task for task in tasks()})
+    value = term(Context(model, batch, model.features(other), model(other)))
+    steps = torch.autograd.grad(loss + 0.7 * value, list(model.parameters()))
+    wanted = [p.detach() - 0.1 * g for p, g in zip(model.parameters(), steps, strict=True)]
+    made = trainer(model, objectives=[term], mixture=pt.data.Zip)
+    sources = {"one": pt.Arrays(x, y, batch_size=8), "two": pt.Arrays(other, targets, batch_size=4)}
+    assert made.objective_values(sources)[f"{term.name}/value"] == pytest.approx(value.item())
+    history = made.fit(sources, epochs=1)
+    for found, step in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(found.detach(), step)
+    assert history[0][f"train/{term.name}/loss"] == pytest.approx(value.item())
+
+
 def test_parameter_groups_can_name_an_adaptor():
     groups = {"a-features": {"lr": 0.0}}
     objectives = terms()

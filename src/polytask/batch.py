@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Self
 
 import torch
@@ -79,7 +79,7 @@ class Batch:
         weights: {task: one factor per example} for the tasks that have sample weights.
         everywhere: `counts` over the parts of all ranks, where the source knows them; None where each rank
             knows its own part only, and with one process.
-        known: {name: what is known beforehand of these examples}, see `polytask.data.Remembered`.
+        known: {key: what is known beforehand of these examples}, see `polytask.data.Remembered`.
         totals: {task: what takes the place of its `Task.total` for these examples}, with the same arguments and
             meaning; the task's own where there is none.
     """
@@ -109,7 +109,7 @@ class Batch:
         self.rows = rows
         self.weights = weights or {}
         self.everywhere = everywhere
-        self.known: dict[str, Any] = {}
+        self.known: dict[Hashable, Any] = {}
         self.totals: dict[str, Callable[[Tensor, Tensor, int, Tensor | None], Tensor]] = {}
 
     @property

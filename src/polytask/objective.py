@@ -68,6 +68,13 @@ class Objective(nn.Module, ABC):
         """
         return source
 
+    def count(self, batch: Batch) -> int:
+        """How many of a batch's examples its value is a mean over; 0 if the batch does not concern it.
+
+        A step of several batches, and of several processes, is worth the mean of the batches' values weighted so.
+        """
+        return batch.size
+
     def describe(self) -> dict[str, Any]:
         """What a checkpoint's fingerprint records of it; plain values."""
         return {"weight": self.weight, "block": self.block}

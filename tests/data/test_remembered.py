@@ -68,3 +68,21 @@ def test_binding_anew_forgets():
     source.bind({task.name: task for task in tasks()}, torch.device("cpu"), "train")
     next(source.steps(0))
     assert asked == 2 * [CHUNK, 300 - CHUNK]
+
+
+@pytest.mark.parametrize("order", [("few", "many"), ("many", "few")])
+def test_each_source_of_several_is_judged_by_itself(order):
+    """Whatever their order: one whose values fit, one whose do not, one that is not concerned, one that changes."""
+    sizes = {"few": 10, "many": 300}
+    sources = {name: pt.Arrays(*data(sizes[name]), batch_size=5) for name in order}
+    sources["other"] = pt.Arrays(*data(300), batch_size=5)
+    sources["changing"] = pt.Arrays(*data(10), batch_size=5, augment=lambda x, generator: x)
+    mixture = pt.data.RoundRobin(sources)
+
+    def function(batch):
+        return None if batch.source == "other" else batch.inputs
+
+    source = Remembered(mixture, "key", function, limit=10 * 3 * 4)
+    source.bind({task.name: task for task in tasks()}, torch.device("cpu"), "train")
+    known = {batch.source: "key" in batch.known for (batch,) in source.steps(0)}
+    assert known == {"few": True, "many": False, "other": False, "changing": False}

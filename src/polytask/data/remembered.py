@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, final
 
 import torch
@@ -87,18 +87,19 @@ class Remembered(Wrapped):
     """Adds to every batch what a fixed function gives for its examples, computed once where that is possible.
 
     It is possible where an example's inputs are the same at every visit (the source is `cacheable`) and the values of
-    all examples take no more than `limit` bytes. All are then computed before the first step, in storage order and in
-    chunks of 256, never in the order of training: a run that resumes computes the same bits. Values of a chunk
-    and of a training batch may differ in their last bits, as sums over examples are ordered otherwise. Elsewhere
-    batches carry nothing and who needs the values calls the function. The log says which. Of several
+    all its examples take no more than `limit` bytes; of a source made of several, each part is judged by itself, so
+    that their order plays no part, and `limit` holds for each. All are then computed before the first step, in storage
+    order and in chunks of 256, never in the order of training: a run that resumes computes the same bits. Values of
+    a chunk and of a training batch may differ in their last bits, as sums over examples are ordered otherwise.
+    Elsewhere batches carry nothing and who needs the values calls the function. The log says which. Of several
     processes each computes the values of all the examples it knows.
 
     Args:
         source: whose batches are served.
-        key: under which `Batch.known` has the values.
+        key: a name, or anything hashable, under which `Batch.known` has the values.
         function: batch -> a tensor, or a dictionary of them, examples along the first dimension, that follows from the
             inputs alone; or None for all batches of a source that it does not concern. Called without gradients.
-        limit: bytes that the values may take, at least 0.
+        limit: bytes that the values of one source may take, at least 0.
 
     >>> from polytask.data.arrays import Arrays
     >>> source = Remembered(Arrays(torch.ones(5, 2), {}, batch_size=5), "sum", lambda b: b.inputs.sum(1), 2**20)
@@ -107,7 +108,7 @@ class Remembered(Wrapped):
     tensor([2., 2., 2., 2., 2.])
     """
 
-    def __init__(self, source: Source, key: str, function: Callable[[Batch], Any], limit: int) -> None:
+    def __init__(self, source: Source, key: Hashable, function: Callable[[Batch], Any], limit: int) -> None:
         super().__init__(source)
         self._key = key
         self._function = function
@@ -133,31 +134,43 @@ class Remembered(Wrapped):
 
     @torch.no_grad()
     def _computed(self) -> dict[str, Any]:
-        """{source name: the values of its examples by row}, empty where they cannot be kept."""
-        if not self.cacheable or self.examples is None:
-            return self._refuse("the source streams or augments its inputs")
+        """{source name: the values of its examples by row}, without the sources whose values cannot be kept."""
+        stores: dict[str, Any] = {}
+        for name, part in self.parts.items():
+            stores |= self._computed_of(name, part)
+        return stores
+
+    def _computed_of(self, name: str, part: Source) -> dict[str, Any]:
+        if not part.cacheable or part.examples is None:
+            return self._refuse(name, "the source streams or augments its inputs")
         rows: dict[str, list[Tensor]] = {}
-        parts: dict[str, list[Any]] = {}
+        chunks: dict[str, list[Any]] = {}
         size, seen = 0, 0
-        for batch in self.source.in_order(CHUNK):
+        for batch in part.in_order(CHUNK):
             if batch.rows is None:
-                return self._refuse("the source does not tell examples apart")
+                return self._refuse(name, "the source does not tell examples apart")
+            batch.source = name or batch.source
             seen += batch.size
             values = self._function(batch)
             if values is None:
                 continue
             size += sum(t.numel() * t.element_size() for t in tensors_of(values))
-            if size * self.examples > self._limit * seen:  # known from the first chunk on
-                expected = size * self.examples // seen
-                return self._refuse(f"the values take {expected} bytes, above the limit of {self._limit}")
+            if size * part.examples > self._limit * seen:  # known from the first chunk on
+                expected = size * part.examples // seen
+                return self._refuse(name, f"the values take {expected} bytes, above the limit of {self._limit}")
             rows.setdefault(batch.source, []).append(batch.rows)
-            parts.setdefault(batch.source, []).append(values)
-        logger.info("%s: computed once for all training examples, %.1f MiB", self._key, size / 2**20)
-        return {name: _by_row(torch.cat(rows[name]), parts[name]) for name in rows}
+            chunks.setdefault(batch.source, []).append(values)
+        if rows:
+            what = self._what(name)
+            logger.info("%s: computed once for all training examples, %.1f MiB", what, size / 2**20)
+        return {label: _by_row(torch.cat(rows[label]), chunks[label]) for label in rows}
 
-    def _refuse(self, reason: str) -> dict[str, Any]:
-        logger.info("%s: computed anew at every visit: %s", self._key, reason)
+    def _refuse(self, name: str, reason: str) -> dict[str, Any]:
+        logger.info("%s: computed anew at every visit: %s", self._what(name), reason)
         return {}
+
+    def _what(self, name: str) -> str:
+        return f"{self._key}, source `{name}`" if name else str(self._key)
 
 
 def _by_row(rows: Tensor, parts: list[Any]) -> Any:

@@ -34,7 +34,12 @@ from polytask.task import MISSING_CLASS, Classification, Task
 if TYPE_CHECKING:
     from polytask.training.run import Run
 
-KEY = "teachers"
+
+class _Key:
+    """Names what one callback's teachers say of a batch: no objective has it, nor another callback."""
+
+    def __str__(self) -> str:
+        return "teachers"
 
 
 @final
@@ -119,6 +124,7 @@ class TeacherAnnealing(Callback):
         self.unlabelled = unlabelled
         self.steps = steps
         self.cache_limit = cache_limit
+        self._key = _Key()
         self._teachers = _distinct(teachers)
         self._distances: dict[str, Distance] = {}
         self._tasks: dict[str, Task] = {}
@@ -139,7 +145,7 @@ class TeacherAnnealing(Callback):
     # What the trainer calls
 
     def serve(self, source: Source) -> Source:
-        return _Taught(Remembered(source, KEY, self._answers, self.cache_limit), self)
+        return _Taught(Remembered(source, self._key, self._answers, self.cache_limit), self)
 
     def bind(self, tasks: Mapping[str, Task], device: torch.device) -> None:
         """Checks the student's tasks, and moves the teachers to where batches are."""
@@ -189,12 +195,12 @@ class TeacherAnnealing(Callback):
 
     def taught(self, batch: Batch) -> Batch:
         """The batch with this step's losses in place of its tasks'."""
-        assert self._run is not None
-        weight = self.weight(self._run.step, self._steps)
+        step = 0 if self._run is None else self._run.step  # what a step costs is measured outside of fits
+        weight = self.weight(step, self._steps)
         changed = [task for task in self._tasks.values() if self._changes(task, batch, weight)]
         if not changed:
             return batch
-        answers = answer(batch, KEY, self._answers)
+        answers = answer(batch, self._key, self._answers)
         totals, counts, targets = dict(batch.totals), dict(batch.counts), dict(batch.targets)
         for task in changed:
             name = task.name
@@ -235,9 +241,22 @@ class _Taught(Wrapped):
 
     def label_counts(self) -> dict[str, int] | None:
         counts = self.source.label_counts()
-        if counts is None or not self._annealing.unlabelled or self.examples is None:
+        if counts is None or not self._annealing.unlabelled:
             return counts
-        return counts | dict.fromkeys(self._annealing.tasks, self.examples)
+        taught = {task: self._taught(task) for task in self._annealing.tasks}
+        return counts | {task: count for task, count in taught.items() if count is not None}
+
+    def _taught(self, task: str) -> int | None:
+        """Examples that count in a task's loss: all of the parts that have the task; None if one does not know."""
+        total = 0
+        for name, part in self.parts.items():
+            labelled = part.label_counts() or {}
+            if name and task not in labelled:
+                continue  # see `concerned`
+            if part.examples is None:
+                return None
+            total += part.examples
+        return total
 
 
 @dataclass(frozen=True)

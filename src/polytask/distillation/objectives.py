@@ -58,6 +58,9 @@ class _Distillation(Objective):
     def bind(self, model: Model, tasks: Mapping[str, Task]) -> None:
         check_taught(self.task, tasks)
 
+    def count(self, batch: Batch) -> int:
+        return batch.size if concerned(batch, self.task) else 0
+
     def serve(self, source: Source) -> Source:
         return Remembered(source, self.name, self._answer, self.cache_limit)
 
@@ -175,7 +178,8 @@ class LogitDistillation(_Distillation):
     With outputs s and t of student and teacher and temperature T, the mean over examples of
     T² KL(softmax(t/T) ‖ softmax(s/T)) for classes, of T² KL between Bernoulli distributions, averaged over labels, for
     binary and multi-label tasks, and of (s - t)² for regression, where T plays no part. The factor T² keeps the size of
-    the gradient whatever T. All examples of batches in which the task is present count.
+    the gradient whatever T. All examples count, labelled for the task or not; of several sources only those that
+    have the task.
 
     Args:
         task: whose teacher it is.
@@ -217,12 +221,22 @@ class LogitDistillation(_Distillation):
         return super().describe() | {"temperature": self.temperature}
 
     def forward(self, context: Context) -> Tensor:
-        if self.task not in context.predictions:  # absent from this batch: nothing to move
+        wanted = answer(context.batch, self.name, self._answer)
+        if wanted is None:
             return _nothing(context)
         assert self._distance is not None
-        outputs, wanted = context.predictions[self.task], answer(context.batch, self.name, self._ask)
+        outputs = self._predicted(context)
         check_outputs(self.task, outputs, wanted)
         return self._distance(outputs, wanted, self.temperature).mean()
+
+    def _predicted(self, context: Context) -> Tensor:
+        """The student's outputs, which the step leaves out where no example has a target."""
+        if self.task in context.predictions:
+            return context.predictions[self.task]
+        model, batch = context.model, context.batch
+        if not model.boundary:
+            return model(batch.inputs, [self.task], batch.source)[self.task]
+        return model.head(self.task, context.features, batch.inputs if model.heads_read_inputs else None)
 
     def _ask(self, batch: Batch) -> Tensor:
         return outputs_of(self.teacher, [self.task], batch)[self.task]

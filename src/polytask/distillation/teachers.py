@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -46,7 +46,7 @@ def concerned(batch: Batch, task: str) -> bool:
     return not batch.source or task in batch.targets
 
 
-def answer(batch: Batch, key: str, function: Callable[[Batch], Any]) -> Any:
+def answer(batch: Batch, key: Hashable, function: Callable[[Batch], Any]) -> Any:
     """What a `polytask.data.Remembered` under `key` added to the batch, or else what `function` gives now.
 
     Without gradients, and without autocast: what is remembered is computed outside of it.

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from polytask.batch import map_inputs
 from polytask.callback import Callback, UpdateInfo
-from polytask.data.accept import as_source
 from polytask.data.arrays import as_tensors
 from polytask.data.base import DataSet, Part, Split, Splits, as_splits, only_split
 from polytask.errors import nearest, one_of
@@ -543,10 +542,7 @@ def _checkpoint(folder: Path) -> Path | None:
 
 def cost_of_training(trainer: Trainer, train: Part) -> dict[str, Any]:
     """What `polytask.training.cost.measure` finds for a trainer and its training data."""
-    source = as_source(
-        train, trainer.tasks, batch_size=trainer.batch_size, shuffle=True, where="train", mixture=trainer.mixture
-    )
-    source.bind(trainer.tasks, torch.device("cpu"), "train", trainer.seed)
+    source = trainer.served(train, torch.device("cpu"))
     with torch.random.fork_rng(devices=[]):  # dropout in the measured steps draws numbers
         return measure(trainer, source)
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from polytask.batch import Batch, map_inputs
+from polytask.batch import Batch
 from polytask.training.features import FeatureCache
 from polytask.training.freezing import Freezer, reset_gradients
 from polytask.training.optimizers import Optimizers
@@ -214,7 +214,4 @@ class _Steps:
 
 def _rows_from_zero(batch: Batch) -> Batch:
     device = next(iter(batch.targets.values())).device
-    return Batch(
-        map_inputs(lambda t: t, batch.inputs), batch.targets, batch.counts, batch.size, batch.source,
-        torch.arange(batch.size, device=device), batch.weights,
-    )  # fmt: skip
+    return batch.but(rows=torch.arange(batch.size, device=device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -78,9 +79,10 @@ def objective_values(
     autocast: Autocast,
     ranks: Ranks | None = None,
 ) -> dict[str, float]:
-    """``<objective>/value``: each objective's mean over the examples, without its fixed weight.
+    """``<objective>/value``: each objective's mean over the examples that concern it, without its fixed weight.
 
-    The model must be in eval mode. An objective may take gradients, so they are not switched off.
+    NaN where there is no such example. The model must be in eval mode. An objective may take gradients, so they are
+    not switched off.
 
     Args:
         model: the network.
@@ -91,7 +93,7 @@ def objective_values(
         autocast: makes the context of the forward pass.
         ranks: the processes that hold a part of the source each, where it is divided among them.
     """
-    sums, examples = dict.fromkeys(objectives, 0.0), 0
+    sums, counts = dict.fromkeys(objectives, 0.0), dict.fromkeys(objectives, 0)
     for batch in source.in_order(chunk) if objectives else ():
         names = [name for name in tasks if batch.counts.get(name)]
         with autocast():
@@ -103,11 +105,14 @@ def objective_values(
                 features, outputs = None, model(batch.inputs, names, batch.source) if names else {}
             context = Context(model, batch, features, outputs)
             for name, objective in objectives.items():
-                sums[name] += objective(context).item() * batch.size
-        examples += batch.size
-    parts = [(sums, examples)] if ranks is None or not source.divided else ranks.objects((sums, examples))
-    whole = sum(size for _, size in parts)
-    return {f"{name}/value": sum(part[name] for part, _ in parts) / whole for name in objectives}
+                sums[name] += objective(context).item() * objective.count(batch)
+                counts[name] += objective.count(batch)
+    parts = [(sums, counts)] if ranks is None or not source.divided else ranks.objects((sums, counts))
+    wholes = {name: sum(each[name] for _, each in parts) for name in objectives}
+    return {
+        f"{name}/value": sum(part[name] for part, _ in parts) / whole if whole else math.nan
+        for name, whole in wholes.items()
+    }
 
 
 @torch.no_grad()

@@ -33,21 +33,22 @@ class _Look:
     Attributes:
         names: the tasks present.
         counts: {objective: what its total is divided by}: targets in the whole step; 1 for those beside tasks.
-        size: examples in the whole step.
+        sizes: {objective beside the tasks: examples of the whole step that it is a mean over}.
         metered: the objectives whose figures are in the meter already.
     """
 
     update: Update
     names: list[str]
     counts: dict[str, int]
-    size: int
+    sizes: Mapping[str, int]
     caches: Mapping[str, FeatureCache] | None
     meter: Meter | None
     metered: set[str]
 
-    def share(self, batch: Batch) -> float:
-        """A batch's part of the step's examples: what an objective's value on it counts for."""
-        return 1 if batch.size == self.size else batch.size / self.size
+    def share(self, objective: Objective, batch: Batch) -> float:
+        """A batch's part of the step's examples that concern an objective: what its value on it counts for."""
+        count, whole = objective.count(batch), self.sizes[objective.name]
+        return 1 if count == whole else count / whole
 
 
 def _pooled(counts: Sequence[Mapping[str, int]], names: Iterable[str]) -> dict[str, int]:
@@ -122,14 +123,14 @@ class Step:
             ValueError: outputs that do not fit a task, or a task's first loss is not finite; parameters
                 are untouched then.
         """
-        every, size = self._counts(batches)
+        every, sizes = self._counts(batches)
         names = self._present(every, update)
         if not names and not self._wanted(update):
             return None
         live = self._freezer.switch(update.shared, self._live_tasks(names, update))
         metered = set() if metered is None else metered
         counts = {name: every[name] for name in names} | dict.fromkeys(self._objectives, 1)
-        look = _Look(update, names, counts, size, caches, meter, metered)
+        look = _Look(update, names, counts, sizes, caches, meter, metered)
         if self._ranks is not None:
             return self._together(self._ranks, batches, look, live)
         work = Backward(self._balancer, live.shared, live.specific, mode=self._gradients, batches=len(batches))
@@ -158,7 +159,11 @@ class Step:
             if len(batches) == 1:
                 return movable
             for name, total in movable.items():
-                part = total.detach() if name in self._tasks else total.detach() * look.share(batch)
+                part = (
+                    total.detach()
+                    if name in self._tasks
+                    else total.detach() * look.share(self._objectives[name], batch)
+                )
                 sums[name] = sums[name] + part if name in sums else part
         return sums
 
@@ -167,13 +172,16 @@ class Step:
         reset_gradients(live.shared)  # ten times cheaper than Optimizer.zero_grad, which profiles itself
         reset_gradients(live.specific)
 
-    def _counts(self, batches: Sequence[Batch]) -> tuple[Mapping[str, int], int]:
-        """{task: targets} and the number of examples in the whole step."""
+    def _counts(self, batches: Sequence[Batch]) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """{task: targets} and {objective: examples that concern it} in the whole step."""
         if self._ranks is not None:
             return self._counts_together(self._ranks, batches)
         if len(batches) == 1:
-            return batches[0].counts, batches[0].size
-        return _pooled([batch.counts for batch in batches], self._tasks), sum(batch.size for batch in batches)
+            return batches[0].counts, self._sizes(batches)
+        return _pooled([batch.counts for batch in batches], self._tasks), self._sizes(batches)
+
+    def _sizes(self, batches: Sequence[Batch]) -> dict[str, int]:
+        return {name: sum(map(objective.count, batches)) for name, objective in self._objectives.items()}
 
     def _present(self, counts: Mapping[str, int], update: Update) -> list[str]:
         wanted = update.objectives
@@ -200,19 +208,20 @@ class Step:
     def _scale(self, name: str, batch: Batch, look: _Look) -> float:
         """What a batch's total is multiplied by to be its part of the weighted loss."""
         weight = self._weight(name)
-        return weight / look.counts[name] if name in self._tasks else weight * look.share(batch)
+        return weight / look.counts[name] if name in self._tasks else weight * look.share(self._objectives[name], batch)
 
     # Several ranks
 
-    def _counts_together(self, ranks: Ranks, batches: Sequence[Batch]) -> tuple[Mapping[str, int], int]:
+    def _counts_together(self, ranks: Ranks, batches: Sequence[Batch]) -> tuple[Mapping[str, int], Mapping[str, int]]:
         told = [batch.everywhere for batch in batches if batch.everywhere is not None]
         if not self._objectives and told and len(told) == len(batches):
-            return _pooled(told, self._tasks), 0
+            return _pooled(told, self._tasks), {}
         own = _pooled([batch.counts for batch in batches], self._tasks)
+        sizes = self._sizes(batches)
         device = next(self._model.parameters()).device
-        pooled = torch.tensor([*own.values(), sum(batch.size for batch in batches)], device=device)
-        *counts, size = ranks.sum(pooled).tolist()
-        return dict(zip(own, counts, strict=True)), size
+        pooled = ranks.sum(torch.tensor([*own.values(), *sizes.values()], device=device)).tolist()
+        counts, wholes = pooled[: len(own)], pooled[len(own) :]
+        return dict(zip(own, counts, strict=True)), dict(zip(sizes, wholes, strict=True))
 
     def _together(self, ranks: Ranks, batches: Sequence[Batch], look: _Look, live: Live) -> UpdateInfo | None:
         """The update from this rank's batches and all the others'."""
@@ -278,9 +287,10 @@ class Step:
             if self._objectives:
                 context = Context(self._model, batch, features, outputs)
                 for name in self._wanted(look.update):
-                    totals[name] = self._objectives[name](context)
+                    objective = self._objectives[name]
+                    totals[name] = objective(context)
                     if meter is not None and name not in look.metered and totals[name].requires_grad:
-                        share = look.share(batch)
+                        share = look.share(objective, batch)
                         meter.add(name, totals[name] * share, share)
         return totals, [] if features is None else [f for f in tensors_of(features) if f.requires_grad]
 

@@ -209,14 +209,7 @@ class Trainer:
             Interrupted: Ctrl-C or SIGTERM, after writing a checkpoint; a `KeyboardInterrupt`.
         """
         whole("epochs", epochs, 1)
-        train_source = as_source(
-            train, self.tasks, batch_size=self.batch_size, shuffle=True, where="train", mixture=self.mixture
-        )
-        for part in (*self.objectives.values(), *self.callbacks):
-            train_source = part.serve(train_source)
-        train_source.shard(self.ranks.index, self.ranks.count)
-        train_source.bind(self.tasks, self.device, "train", self.seed)
-        self._check_all_tasks(train_source)
+        train_source = self.served(train, self.device, self.ranks.index, self.ranks.count)
         check_sources(self.model, train_source.parts, every=True)
         validation_source = None if validation is None else self._source(validation, "validation")
         self._place()
@@ -228,6 +221,25 @@ class Trainer:
             self.history = run.history
             run.go(callbacks, None if resume is None else Path(resume))
         return self.history
+
+    def served(self, train: Any, device: torch.device, index: int = 0, count: int = 1) -> Source:
+        """What a fit trains on: the data as a source, with all that objectives and callbacks add, bound.
+
+        Args:
+            train: anything `fit` takes.
+            device: where batches are to live.
+            index: whose part of every step is served, from 0.
+            count: how many processes train together.
+        """
+        source = as_source(
+            train, self.tasks, batch_size=self.batch_size, shuffle=True, where="train", mixture=self.mixture
+        )
+        for part in (*self.objectives.values(), *self.callbacks):
+            source = part.serve(source)
+        source.shard(index, count)
+        source.bind(self.tasks, device, "train", self.seed)
+        self._check_all_tasks(source)
+        return source
 
     def evaluate(self, data: Any) -> dict[str, float]:
         """Losses and metrics on `data` (anything `fit` takes), in eval mode; every process must call it.
