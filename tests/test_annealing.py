@@ -151,6 +151,25 @@ def test_the_share_falls_linearly_from_the_first_step_to_the_last():
     assert other.column("teacher_weight") == pytest.approx([0.2, 0.4, 0.6])
 
 
+def test_cosines_are_of_the_annealed_losses():
+    """Against autograd, with a share that is neither the teachers' alone nor the targets'."""
+    x, y = data()
+    student, share = network(), 0.75
+    with torch.no_grad():
+        wanted = teacher("ab").eval()(x)
+    outputs, gradients = student(x), []
+    for task in tasks("ab"):
+        said, name = outputs[task.name], task.name
+        values = (1 - share) * task.losses(said, y[name]) + share * distance_for(task)(said, wanted[name], 1.0)
+        parts = torch.autograd.grad(values.mean(), list(student.trunk.parameters()), retain_graph=True)
+        gradients.append(torch.cat([part.flatten() for part in parts]))
+    made = trainer(
+        student, callbacks=[annealing(share, "ab"), pt.callbacks.GradientCosines(1)], batch_size=24, optimizer=sgd(0.1)
+    )
+    found = made.fit((x, y), epochs=1)[0]["cosine/a/b"]
+    assert found == pytest.approx(F.cosine_similarity(*gradients, dim=0).item(), abs=1e-5)
+
+
 def history_of(train: Any, callback: TeacherAnnealing, epochs: int) -> pt.History:
     return trainer(optimizer=sgd(0.0), callbacks=[callback]).fit(train, epochs=epochs)
 

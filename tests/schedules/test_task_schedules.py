@@ -386,9 +386,8 @@ class Noted(pt.Callback):
     def __init__(self, **figures: float) -> None:
         self.values = {key.replace("_", "/"): value for key, value in figures.items()}
 
-    def on_epoch_end(self, run: Any, row: Any) -> None:
-        for column, value in self.values.items():
-            run.note(column, value)
+    def figures(self, run: Any) -> dict[str, float]:
+        return self.values
 
 
 @pytest.mark.parametrize("temperature", [None, 0.7])
@@ -434,6 +433,34 @@ def test_a_figure_that_is_not_a_number_leaves_the_one_before():
 def test_a_missing_column_names_its_callback(kind: str, message: str):
     with pytest.raises(ValueError, match=message):
         trainer(schedule=BySimilarity("b", kind)).fit(data(), epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [
+        ("gradients", "no step that it looked at held targets of both tasks, for which use `Zip`"),
+        ("predictions", "its `primary` must be None or one of both tasks"),
+    ],
+)
+def test_a_column_that_a_callback_does_not_write_names_the_cause(kind: str, cause: str):
+    x, y = data(24, "abc")
+    parts = {name: (x, {name: y[name]}) for name in "abc"}
+    looks = [pt.callbacks.GradientCosines(1), pt.callbacks.PredictionCorrelation("a")]
+    made = trainer(names="abc", schedule=BySimilarity("b", kind), callbacks=looks)
+    with pytest.raises(ValueError, match=cause):
+        made.fit(pt.data.RoundRobin(parts, batch_size=8), data(20, "abc", seed=1), epochs=1)
+
+
+@pytest.mark.parametrize("inner", [AlternateEpochs(1, 1), AlternateEpochs(1, 2)])
+def test_cosines_stay_while_the_shared_block_rests(inner: Schedule):
+    """In those epochs there are none, and the next choice is by the last ones there were."""
+    run = trainer(schedule=BySimilarity("a", inner=inner), callbacks=[pt.callbacks.GradientCosines(1)])
+    history = run.fit(data(), epochs=inner.cycle)
+    assert ["cosine/a/b" in row for row in history] == [inner.moves_shared(epoch) for epoch in range(inner.cycle)]
+    assert not inner.moves_shared(inner.cycle - 1)
+    assert run.schedule.similarity == "gradients"
+    last = [row["cosine/a/b"] for row in history if "cosine/a/b" in row][-1]
+    assert run.schedule.state_dict()["similarities"]["b"] == last
 
 
 def test_predictions_that_correlate_bring_a_task_in():

@@ -216,6 +216,19 @@ def test_the_report_holds_the_heat_map_and_what_came_of_it(study: Any):
     assert 'id="gains"' in text
 
 
+class Apart(Opposed):
+    """The same tasks, each of examples of its own, which come batch by batch in turns."""
+
+    def load(self) -> Any:
+        return tuple({name: (x, {name: y[name]}) for name in "abc"} for x, y in super().load())
+
+
+def test_tasks_that_never_meet_are_refused_by_their_cause(tmp_path: Path):
+    config = {**CONFIG, "data": {"class_path": "tests.studies.test_grouping.Apart"}, "epochs": 1}
+    with pytest.raises(ValueError, match="found none: no step held targets of two tasks, for which use `Zip`"):
+        pt.group(config, every=2, folder=tmp_path / "study", jobs=1, progress=False)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,51 @@ def test_undefined_figures_do_not_enter_the_mean():
     made = trainer(model, tasks=tasks("ca"), callbacks=[GradientCosines(1), Affinity(1)], optimizer=sgd(0.1))
     made.fit((x, {"c": torch.zeros(8), "a": data(8)[1]["a"]}), epochs=1)
     assert made.history[0]["affinity/c/a"] == 0.0  # its step moves nothing
-    assert not {"cosine/c/a", "affinity/a/c"} & set(made.history.columns)
+    assert math.isnan(made.history[0]["cosine/c/a"]) and math.isnan(made.history[0]["affinity/a/c"])
+
+
+def _in_turns(left: str, right: str, sizes: tuple[int, int] = (32, 32)) -> pt.data.RoundRobin:
+    parts = {}
+    for seed, (source, names) in enumerate((("left", left), ("right", right))):
+        x, y = data(sizes[seed], "abc", seed=seed)
+        parts[source] = (x, {name: y[name] for name in names})
+    return pt.data.RoundRobin(parts, batch_size=8)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4])
+def test_sources_that_take_turns_are_all_looked_at(every: int):
+    made = trainer(network("norm", "abc"), "abc", callbacks=[GradientCosines(every), Affinity(every)])
+    history = made.fit(_in_turns("ac", "bc"), epochs=2)
+    wanted = {"cosine/a/c", "cosine/b/c", "affinity/a/c", "affinity/c/a", "affinity/b/c", "affinity/c/b"}
+    for row in history:
+        assert {column for column in row if column.startswith(("cosine", "affinity"))} == wanted
+
+
+@pytest.mark.parametrize("after", [1, 3, 5, 11])
+def test_a_run_resumed_among_sources_looks_at_the_same_steps(after: int, tmp_path: Path):
+    def run(after: int | None = None, resume: Path | None = None) -> tuple[pt.History, SaveAll]:
+        keeper = SaveAll()
+        callbacks = [GradientCosines(3), keeper, Interrupter(after)]
+        made = trainer(network("norm+dropout", "abc"), "abc", callbacks=callbacks, folder=tmp_path)
+        return made.fit(_in_turns("ac", "bc"), epochs=2, resume=resume), keeper
+
+    whole, expected = run()
+    with pytest.raises(pt.Interrupted) as interrupted:
+        run(after)
+    resumed, found = run(resume=interrupted.value.path)
+    assert resumed == whole and same(found.state, expected.state)
+
+
+@pytest.mark.parametrize(("accumulate", "meet"), [(1, False), (2, True)])
+def test_the_log_says_once_that_no_tasks_meet(accumulate: int, meet: bool, caplog: pytest.LogCaptureFixture):
+    schedule = pt.schedules.AlternateEpochs(1, 1)
+    made = trainer(schedule=schedule, callbacks=[GradientCosines(1)], accumulate=accumulate)
+    for _ in range(2):
+        caplog.clear()
+        history = made.fit(_in_turns("a", "b"), epochs=4)
+        said = [r.message for r in caplog.records if "no step held targets of two tasks" in r.message]
+        assert len(said) == (0 if meet else 1) and ("cosine/a/b" in history.columns) == meet
+        assert all("use `Zip`, or `accumulate` at least the number of sources" in text for text in said)
 
 
 def test_epochs_in_which_the_shared_block_rests_have_no_figures():
@@ -269,5 +314,6 @@ def test_refusals(kind: Any):
         trainer(frozen, callbacks=[kind()]).fit(data(), epochs=1)
     with pytest.raises(ValueError, match="`every` must be at least 1, found 0"):
         kind(every=0)
-    with pytest.raises(ValueError, match="`lr` must be above 0, found 0"):
-        Affinity(lr=0)
+    for lr in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"`lr` must be above 0 and finite, found {lr}"):
+            Affinity(lr=lr)

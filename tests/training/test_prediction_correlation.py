@@ -107,6 +107,26 @@ def test_it_changes_nothing_else():
     assert results[0] == results[1]
 
 
+def test_sources_balancers_and_schedules_observe_the_same_row(monkeypatch: pytest.MonkeyPatch):
+    """With what callbacks give as `figures`, without what they note afterwards."""
+    seen: list[dict[str, Any]] = []
+    for kind in (pt.data.Source, pt.balancing.Balancer, pt.schedules.Schedule):
+        monkeypatch.setattr(kind, "observe", lambda self, row: seen.append(dict(row)))
+
+    class Late(pt.Callback):
+        def on_epoch_end(self, run: Any, row: Any) -> None:
+            assert len(seen) % 3 == 0
+            run.note("late", 1.0)
+
+    teachers = pt.distillation.TeacherAnnealing(network(form="single", seed=7))
+    made = trainer(callbacks=[Late(), pt.callbacks.PredictionCorrelation(), teachers])
+    history = made.fit(data(), data(20, seed=1), epochs=2)
+    assert history.column("late") == [1.0, 1.0]
+    rows = [{column: value for column, value in row.items() if column != "late"} for row in history]
+    assert seen == [row for row in rows for _ in range(3)]
+    assert all({"correlation/a/b", "teacher_weight"} <= row.keys() for row in seen)
+
+
 def test_refusals():
     x, y = data(20, seed=1)
     y["a"][11:] = torch.nan

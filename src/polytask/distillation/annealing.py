@@ -163,8 +163,8 @@ class TeacherAnnealing(Callback):
         self._run = run
         self._steps = self.steps or (length or 1) * run.epochs
 
-    def on_epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
-        run.note("teacher_weight", self.weight(run.step - 1, self._steps))
+    def figures(self, run: Run) -> Mapping[str, float]:
+        return {"teacher_weight": self.weight(run.step - 1, self._steps)}
 
     def on_close(self, run: Run) -> None:
         self._run = None

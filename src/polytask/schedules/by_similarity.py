@@ -10,8 +10,18 @@ from polytask.errors import nearest, one_of, whole
 from polytask.schedules.base import Schedule
 from polytask.schedules.task_schedule import TaskSchedule, check_names, pick
 
-_MEASURED = {"gradients": ("cosine", "GradientCosines"), "predictions": ("correlation", "PredictionCorrelation")}
-"""How similarity may be measured: the first part of the columns, and the callback that writes them."""
+_MEASURED = {
+    "gradients": (
+        "cosine",
+        "add the callback `GradientCosines`; if it is there, no step that it looked at held targets of both tasks, for "
+        "which use `Zip`, or `accumulate` at least the number of sources",
+    ),
+    "predictions": (
+        "correlation",
+        "add the callback `PredictionCorrelation`; if it is there, its `primary` must be None or one of both tasks",
+    ),
+}
+"""How similarity may be measured: the first part of the columns, and what to do where they are missing."""
 
 
 @final
@@ -36,7 +46,8 @@ class BySimilarity(TaskSchedule):
     whether a step for one helps the other, and is negative where it harms; the correlation of predictions
     (``"predictions"``, `PredictionCorrelation`, columns ``correlation/<a>/<b>``) tells how much their answers have in
     common, and is never negative. Before the first measurement every similarity counts as 1, and a figure
-    that is not a number (where a gradient vanishes or predictions are constant) leaves the one before.
+    that is not a number (where a gradient vanishes or predictions are constant) leaves the one before. So does an
+    epoch in which the shared block rests, which has no cosines.
 
     Where the inner schedule keeps the primary task out, a step may choose no task and makes no update. With several
     sources use a mixture from `polytask.data` instead; see `TaskSchedule`.
@@ -50,7 +61,8 @@ class BySimilarity(TaskSchedule):
 
     Raises:
         ValueError: a number out of range, an unknown way to measure; at the start of a fit a name that is no
-            task's or a task without a similarity; at the end of an epoch no column with the measured one.
+            task's or a task without a similarity; at the end of an epoch no column with the measured one, where it is
+            of predictions or the shared block moved.
 
     >>> schedule = BySimilarity("digit", {"parity": 0.5, "colour": -0.25})
     >>> schedule.setup(["digit", "parity", "colour"])
@@ -119,16 +131,17 @@ class BySimilarity(TaskSchedule):
         super().observe(row)
         if not isinstance(self.similarity, str):
             return
-        kind, callback = _MEASURED[self.similarity]
+        kind, hint = _MEASURED[self.similarity]
         order = self.tasks.index
         for name in self.tasks:
             if name == self.primary:
                 continue
             column = "/".join([kind, *sorted((name, self.primary), key=order)])
             if column not in row:
+                if self.similarity == "gradients" and not self.moves_shared(row["epoch"] - 1):
+                    continue
                 raise ValueError(
-                    f"`BySimilarity` needs the column `{column}` at the end of every epoch, found none: add the "
-                    f"callback `{callback}`"
+                    f"`BySimilarity` needs the column `{column}` at the end of every epoch, found none: {hint}"
                 )
             if math.isfinite(row[column]):
                 self._similarities[name] = float(row[column])

@@ -19,6 +19,7 @@ from polytask.studies.compare import Comparison, check_ready, checked_seeds, com
 from polytask.studies.executors import Job
 from polytask.studies.run import run
 from polytask.studies.store import read_history, write_text
+from polytask.training.callbacks.pairwise import MEET
 
 logger = logging.getLogger("polytask")
 
@@ -267,7 +268,8 @@ def group(
 
     Raises:
         ValueError: a wrong configuration, another model than `HardSharing`, a schedule that alternates (groups share no
-            block), a folder that holds other runs, or a measuring run that failed.
+            block), a folder that holds other runs, or a measuring run that failed or in which no two tasks were
+            compared.
         FileNotFoundError: no such file, or the data set's files are missing.
         OSError: the folder cannot be written.
         Interrupted: Ctrl-C or SIGTERM while measuring, after writing a checkpoint.
@@ -290,6 +292,11 @@ def group(
     if record.state == "failed":
         raise ValueError(f"the run that measures affinities must come to an end, found: {record.error}")
     affinity = read_pairs(read_history(job.folder / "history.csv"))
+    if not affinity:
+        raise ValueError(
+            "the run that measures affinities must find some between two tasks, found none: no step held targets of "
+            f"two tasks, for which {MEET}, or the losses of all that met were zero"
+        )
     made = suggest(affinity, groups)
     logger.info("suggested: %s", in_words(made))
     comparison = compare(

@@ -100,11 +100,10 @@ class Probe:
             return {}
         with trainer.autocast():
             outputs = self._run.model(batch.inputs, here, batch.source)
+            totals = {name: batch.totals.get(name, trainer.tasks[name].total) for name in here}
             return {
-                name: trainer.tasks[name].total(
-                    outputs[name], batch.targets[name], batch.counts[name], batch.weights.get(name)
-                )
-                for name in here
+                name: total(outputs[name], batch.targets[name], batch.counts[name], batch.weights.get(name))
+                for name, total in totals.items()
             }
 
     def _pooled(self) -> dict[str, int]:

@@ -157,7 +157,7 @@ class Run:
     def note(self, column: str, value: float) -> None:
         """Adds a figure to the history's row of the epoch that has just ended; for a callback's `on_epoch_end`.
 
-        Schedules do not see it: what they are to see comes from `Callback.figures`.
+        Sources, balancers and schedules do not see it: what they are to see comes from `Callback.figures`.
         """
         self.history[-1][column] = value
 
@@ -318,11 +318,10 @@ class Run:
         row = self.ranks.share(row)  # with the first rank's seconds
         self.optimizers.end_epoch()
         self.history.append(row)
-        self.train.observe(row)
-        self.trainer.balancer.observe(row)
+        for observer in (self.train, self.trainer.balancer, self.trainer.schedule):
+            observer.observe(row)
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
-        self.trainer.schedule.observe(self.ranks.share(self.history[-1]))  # with the figures that callbacks noted
         self._stopped_anywhere()  # before `on_boundary`, which may write it down
         self.epoch += 1
         self.step_in_epoch = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, final
 
 import torch
@@ -34,14 +35,15 @@ class Affinity(Pairwise):
     optimizer such as Adam, whose rate is no length of a plain step, figures come out small; their signs and proportions
     are what counts, and an `lr` of one's own makes them larger. Losses before and after see the same dropout.
 
-    A step without one of the two tasks does not enter their mean, nor does one in which j's loss is zero; an epoch in
-    which the shared block rests has no such columns. Training is not changed by a bit. A look costs K + 1 forward
-    passes and K backward passes through the shared block, for K tasks, keeps K shared gradients, and counts as training
-    time.
+    A step without one of the two tasks does not enter their mean, nor does one in which j's loss is zero; the figure is
+    NaN where this leaves no step. An epoch in which the shared block rests has no such columns. Training is not changed
+    by a bit. A look costs K + 1 forward passes and K backward passes through the shared block, for K tasks, keeps K
+    shared gradients, and counts as training time.
 
     Args:
-        every: steps between looks, at least 1; the first step of every epoch is always looked at.
-        lr: the length of the step in place of the optimizer's learning rate, above 0.
+        every: steps between looks, at least 1, counted from the first of every epoch, for each set of sources that
+            steps draw from on its own.
+        lr: the length of the step in place of the optimizer's learning rate, above 0 and finite.
 
     Raises:
         ValueError: a number out of range, or (at the start of a fit) fewer than two tasks, or no shared parameter that
@@ -55,8 +57,8 @@ class Affinity(Pairwise):
 
     def __init__(self, every: int = 10, lr: float | None = None) -> None:
         super().__init__(every)
-        if lr is not None and not lr > 0:
-            raise ValueError(f"`lr` must be above 0, found {lr}")
+        if lr is not None and not 0 < lr < math.inf:
+            raise ValueError(f"`lr` must be above 0 and finite, found {lr}")
         self.lr = lr
 
     def measure(self, run: Run, probe: Probe) -> Tensor:

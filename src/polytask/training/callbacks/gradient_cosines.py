@@ -24,12 +24,13 @@ class GradientCosines(Pairwise):
 
     Gradients are those of the losses at the start of a step, over all of its batches and ranks, whatever its updates
     then touch; objectives beside the tasks are left out. A step without one of the two tasks, or in which one's
-    gradient is zero, does not enter their mean; an epoch in which the shared block rests has no such columns. Training
-    is not changed by a bit. A look costs one forward pass and K backward passes through the shared block, for K tasks,
-    keeps K shared gradients, and counts as training time.
+    gradient is zero, does not enter their mean, which is NaN where this leaves no step of those with both; an epoch in
+    which the shared block rests has no such columns. Training is not changed by a bit. A look costs one forward pass
+    and K backward passes through the shared block, for K tasks, keeps K shared gradients, and counts as training time.
 
     Args:
-        every: steps between looks, at least 1; the first step of every epoch is always looked at.
+        every: steps between looks, at least 1, counted from the first of every epoch, for each set of sources that
+            steps draw from on its own.
 
     Raises:
         ValueError: `every` is below 1, or (at the start of a fit) fewer than two tasks, or no shared parameter that is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import permutations
@@ -18,12 +19,21 @@ from polytask.training.probe import Probe, probing
 if TYPE_CHECKING:
     from polytask.training.run import Run
 
+logger = logging.getLogger(__name__)
+
+MEET = "use `Zip`, or `accumulate` at least the number of sources"
+"""How tasks of different sources come into one step."""
+
 
 class Pairwise(Callback, ABC):
     """Looks at every `every`-th step of an epoch, from its first one on, before the step is made.
 
+    Of several sources that take turns, the steps of each set of sources are counted on their own: no order of turns
+    keeps one from being looked at.
+
     Epochs in which the shared block rests are not looked at, and have no such columns; nor has a pair that was in no
-    step that was looked at. A figure that a step leaves undefined does not enter the mean.
+    step that was looked at. A figure that a step leaves undefined does not enter the mean, which is NaN if all do. The
+    log says so, once, where an epoch was looked at and no two tasks met.
 
     Args:
         every: steps between looks, at least 1.
@@ -39,6 +49,7 @@ class Pairwise(Callback, ABC):
     def __init__(self, every: int) -> None:
         whole("every", every, 1)
         self.every = every
+        self._warned = False
         self._reset(0)
 
     @abstractmethod
@@ -53,10 +64,16 @@ class Pairwise(Callback, ABC):
             raise ValueError(
                 f"{name} must have a shared block with parameters to train, found none in {type(run.model).__name__}"
             )
+        self._warned = False
         self._reset(len(tasks))
 
     def on_step_start(self, run: Run, batches: Sequence[Batch]) -> None:
-        if run.step_in_epoch % self.every or not run.trainer.schedule.moves_shared(run.epoch):
+        if not run.trainer.schedule.moves_shared(run.epoch):
+            return
+        sources = _sources(run, batches)
+        count = self._steps.get(sources, 0)
+        self._steps[sources] = count + 1
+        if count % self.every:
             return
         with probing(run, batches) as probe:
             if len(probe.names) < 2:
@@ -64,6 +81,7 @@ class Pairwise(Callback, ABC):
             found = self.measure(run, probe).cpu().double()
         order = list(run.trainer.tasks)
         places = torch.tensor([order.index(name) for name in probe.names])
+        self._met[places[:, None], places] = True
         known = torch.isfinite(found)
         self._sums[places[:, None], places] += torch.where(known, found, 0.0)
         self._counts[places[:, None], places] += known.long()
@@ -74,17 +92,40 @@ class Pairwise(Callback, ABC):
             for (i, first), (j, second) in permutations(enumerate(run.trainer.tasks), 2)
             if i < j or not self.symmetric
         ]
-        means = (self._sums / self._counts).tolist()
-        found = {column: means[i][j] for i, j, column in pairs if self._counts[i, j]}
+        means = (self._sums / self._counts).tolist()  # NaN for a pair that met and was left undefined
+        found = {column: means[i][j] for i, j, column in pairs if self._met[i, j]}
+        if not found and not self._warned and run.trainer.schedule.moves_shared(run.epoch):
+            self._warned = True
+            logger.warning("%s: no step held targets of two tasks: %s", type(self).__name__, MEET)
         self._reset(len(run.trainer.tasks))
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": self._sums.clone(), "counts": self._counts.clone()}
+        return {
+            "sums": self._sums.clone(),
+            "counts": self._counts.clone(),
+            "met": self._met.clone(),
+            "steps": [[list(sources), count] for sources, count in self._steps.items()],
+            "warned": self._warned,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._sums, self._counts = state["sums"].clone(), state["counts"].clone()
+        self._met, self._warned = state["met"].clone(), state["warned"]
+        self._steps = {tuple(sources): count for sources, count in state["steps"]}
 
     def _reset(self, tasks: int) -> None:
         self._sums = torch.zeros(tasks, tasks, dtype=torch.float64)
         self._counts = torch.zeros(tasks, tasks, dtype=torch.int64)
+        self._met = torch.zeros(tasks, tasks, dtype=torch.bool)
+        self._steps: dict[tuple[str, ...], int] = {}
+
+
+def _sources(run: Run, batches: Sequence[Batch]) -> tuple[str, ...]:
+    """The sources of a step, the same on every rank; () where there is only one."""
+    if len(run.train.parts) < 2:
+        return ()
+    own = {batch.source for batch in batches}
+    if run.train.divided:  # a rank whose data have ended has no batch to tell
+        own = set().union(*run.ranks.objects(sorted(own)))
+    return tuple(sorted(own))

@@ -63,12 +63,13 @@ class PredictionCorrelation(Callback):
         if self.primary is not None and self.primary not in tasks:
             raise ValueError(f"`primary` must be a task, found `{self.primary}`: {nearest(self.primary, tasks)}")
 
-    def on_epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
+    def figures(self, run: Run) -> Mapping[str, float]:
         judged = _predictions(run)
-        for one, other in combinations(run.trainer.tasks, 2):
-            if self.primary not in (None, one, other):
-                continue
-            run.note(f"correlation/{one}/{other}", correlation(*_common(judged, one, other)))
+        return {
+            f"correlation/{one}/{other}": correlation(*_common(judged, one, other))
+            for one, other in combinations(run.trainer.tasks, 2)
+            if self.primary in (None, one, other)
+        }
 
 
 def correlation(one: Tensor, other: Tensor) -> float:
