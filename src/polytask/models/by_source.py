@@ -57,6 +57,12 @@ def encode(module: nn.Module, inputs: Any, source: str) -> Any:
     return module(inputs, source) if isinstance(module, BySource) else module(inputs)
 
 
+def known_sources(model: nn.Module) -> tuple[str, ...]:
+    """The sources that a model has encoders for, none if it takes inputs of one kind."""
+    found = (name for module in model.modules() if isinstance(module, BySource) for name in module.encoders)
+    return tuple(dict.fromkeys(found))
+
+
 def check_sources(model: nn.Module, sources: Collection[str], every: bool = False) -> None:
     """Refuses sources that a model has no encoder for; one without encoders for sources takes any.
 
