@@ -181,3 +181,45 @@ def test_any_name_survives_the_file(place, capsys):
     made.to_csv(place / "new.csv", index=False)
     assert main(["predict", "runs/shop", str(place / "new.csv")]) == 0
     assert "a b: {target}/p(stays)" in capsys.readouterr().out
+
+
+def test_init_takes_mixed_columns_for_categories_or_leaves_them_out(place, capsys):
+    made = customers().assign(
+        size=["1", "2", "large"] * 80, reading=[str(i * 0.37) if i % 9 else "off" for i in range(240)], class_path="a"
+    )
+    made.loc[::2, "class_path"] = "b"
+    made.to_csv(place / "tables/shop.csv", index=False)
+    assert main(["init", str(place / "tables/shop.csv"), *TARGETS]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"size . input . categorical, of numbers and text", shown)
+    for row in (r"reading .* left out .* numbers and text, such as", r"class_path .* left out .* rename it"):
+        assert re.search(row, shown), row
+    text = (place / "tables/shop.yaml").read_text()
+    assert re.search(r"size: categorical # 3 categories, numbers and text, such as 1 in line 2 and 'large'", text)
+    assert re.search(r"#   reading: numbers and text, such as .* `missing`", text)
+    inputs = read_config(place / "tables/shop.yaml")["data"]["init_args"]["inputs"]
+    assert inputs["size"] == "categorical" and not {"reading", "class_path"} & set(inputs)
+
+
+def test_a_mixed_target_is_still_refused(place, capsys):
+    customers().assign(leaves=["1", "2", "x"] * 80).to_csv(place / "tables/shop.csv", index=False)
+    assert "`leaves` must hold numbers or text, found both" in refused(
+        capsys, "init", place / "tables/shop.csv", *TARGETS
+    )
+
+
+def test_init_checks_the_targets_first(place, capsys):
+    data = place / "tables/shop.csv"
+    assert "`targets` must be different columns, found `leaves` twice" in refused(
+        capsys, "init", data, "--targets", "leaves", "leaves"
+    )
+    customers().rename(columns={"leaves": "class_path"}).to_csv(data, index=False)
+    assert "found `class_path`: a configuration names classes so" in refused(
+        capsys, "init", data, "--targets", "class_path"
+    )
+
+
+def test_init_names_the_file_of_a_gzipped_table_by_the_table(place):
+    customers().to_csv(place / "tables/packed.csv.gz", index=False)
+    assert main(["init", str(place / "tables/packed.csv.gz"), *TARGETS]) == 0
+    assert (place / "tables/packed.yaml").is_file()

@@ -261,11 +261,11 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _predict(words: list[str]) -> int:
-    """predictions for new inputs: RUN INPUT.csv|.npy|.npz|.parquet [--out predictions.csv]"""
+    """predictions for new inputs: RUN INPUT.csv|.npy|.npz|.parquet [--out predictions.csv] [--source NAME]"""
     from polytask.studies.tables import predict_file
 
     given = _parsed("predict", words, predict_file)
-    text = predict_file(given.folder, given.inputs, given.out)
+    text = predict_file(given.folder, given.inputs, given.out, given.source)
     print(f"predictions in {given.out}" if given.out else text, end="\n" if given.out else "")
     return 0
 
@@ -635,9 +635,8 @@ def _print_uses(made: First) -> None:
     for use in made.uses:
         absent = use.column.rows - use.column.given
         name = "".join(mark if mark.isprintable() else " " for mark in use.column.name)
-        table.add_row(
-            _plain(name), use.role, _plain(use.kind), f"{use.column.distinct:,}", f"{absent:,}" if absent else ""
-        )
+        kind = use.kind + ", of numbers and text" * (use.role == "input" and bool(use.column.mixed))
+        table.add_row(_plain(name), use.role, _plain(kind), f"{use.column.distinct:,}", f"{absent:,}" if absent else "")
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -588,3 +590,31 @@ def test_the_trainer_refuses_what_makes_no_mixture():
         trainer(mixture=Adaptive).fit(both(), epochs=1)
     with pytest.raises(ValueError, match="at least one source, found none"):
         trainer().fit({}, epochs=1)
+
+
+def test_predictions_of_a_run_of_several_sources_need_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from polytask.cli import main
+
+    assert run(CONFIG | {"epochs": 1}, tmp_path / "run").state == "done"
+    x = part(6, 5, "b")[0]
+    np.save(tmp_path / "x.npy", x.numpy())
+    words = ["predict", str(tmp_path / "run"), str(tmp_path / "x.npy")]
+    assert main(words) == 2
+    assert "name one with `source` (--source) of `left`, `right`" in capsys.readouterr().err
+    assert main([*words, "--source", "rigth"]) == 2
+    assert "`right`" in capsys.readouterr().err
+    assert main([*words, "--source", "right"]) == 0
+    found = [line.split(",")[0] for line in capsys.readouterr().out.splitlines()]
+    assert found == ["row", *map(str, range(6))]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_network_of_wrong_width_for_one_source_is_refused_before_anything_is_written(tmp_path: Path, sparse: bool):
+    config = copy.deepcopy(CONFIG)
+    if sparse:
+        config["data"]["class_path"] = "tests.data.two_sources.TwoSparseSources"
+    encoders = config["model"]["init_args"]["trunk"]["init_args"]["encoders"]
+    encoders["right"]["init_args"]["in_features"] = 6
+    with pytest.raises(ValueError, match=r"must take examples of shape \(5,\) from source `right`"):
+        run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()

@@ -86,3 +86,24 @@ def test_each_source_of_several_is_judged_by_itself(order):
     source.bind({task.name: task for task in tasks()}, torch.device("cpu"), "train")
     known = {batch.source: "key" in batch.known for (batch,) in source.steps(0)}
     assert known == {"few": True, "many": False, "other": False, "changing": False}
+
+
+def test_a_wrapped_source_tells_the_other_s_name_and_batch_size():
+    x, y = data(30)
+    inner = pt.Arrays(x, y, batch_size=7)
+    wrapped = Remembered(inner, "key", lambda batch: None, 0)
+    wrapped.name = "given"
+    assert (inner.name, wrapped.name, wrapped.batch_size) == ("given", "given", 7)
+
+
+def test_a_wrapped_source_in_a_mixture_labels_its_batches():
+    x, y = data(30)
+    sources = {
+        name: Remembered(pt.Arrays(x, y, batch_size=size), "key", lambda batch: None, 0)
+        for name, size in (("left", 5), ("right", 10))
+    }
+    mixed = pt.data.Zip(sources, "balance")
+    mixed.bind({task.name: task for task in tasks()}, torch.device("cpu"), "train")
+    steps = list(mixed.steps(0))
+    assert len(steps) == 4  # 60 examples in batches of 5 and 10
+    assert all([batch.source for batch in step] == ["left", "right"] for step in steps)

@@ -273,3 +273,8 @@ def test_refusals(case: str):
 def test_bare_inputs_are_checked_too():
     with pytest.raises(ValueError, match="inputs must be finite, found nan in example 0"):
         as_inputs(_matrix() * np.nan, CPU)
+
+
+def test_duplicates_of_small_integers_are_summed_without_wrapping_round():
+    matrix = scipy.sparse.csr_array((np.array([100, 100], np.int8), np.array([1, 1]), np.array([0, 2])), shape=(1, 3))
+    assert SparseRows(matrix)[:].tolist() == [[0.0, 200.0, 0.0]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import logging
@@ -23,7 +24,7 @@ from torch import nn
 import polytask as pt
 from polytask.data import Table
 from polytask.data.encoding import Encoding, fit_encoding
-from polytask.data.sheet import read_sheet
+from polytask.data.sheet import Sheet, _typed, read_sheet
 from polytask.data.table import Fitted
 
 KINDS = {"age": "numeric", "pay": "numeric", "town": "categorical", "car": "categorical"}
@@ -371,7 +372,7 @@ BAD = {
     "no inputs": ({"inputs": None, "targets": ["x", "c", "t"]}, None, "there must be at least one input column"),
     "groups": ({"group": "c"}, None, "groups of `c` for train, validation and test, found 3"),
     "no class": ({"classes": {"t": ["n", "y", "z"]}, "targets": {"t": "classification"}}, None, "found `z` in no row"),
-    "other class": ({"classes": {"t": ["n", "Y"]}}, None, "a class that training rows have, found 'y' in line 3"),
+    "other class": ({"classes": {"t": ["n", "Y"]}}, None, "one of its `classes`, `n`, `Y`, found 'y' in line 3"),
 }  # fmt: skip
 
 
@@ -510,3 +511,58 @@ def test_parquet_needs_pyarrow_and_is_read_like_csv(tmp_path, monkeypatch):
 def test_numbers_are_kept_as_they_were(tmp_path):
     fitted = Fitted.from_json(json.loads(json.dumps(table(tmp_path).fitted())))
     assert repr(fitted) == repr(Fitted.from_json(table(tmp_path).fitted()))
+
+
+def test_a_regression_is_measured_in_float64(tmp_path):
+    numbers = 1e9 + 1e6 * np.random.default_rng(0).standard_normal(200)
+    made = table(tmp_path, frame().assign(spent=numbers, part=["train"] * 160 + ["validation"] * 20 + ["test"] * 20),
+                 targets={"spent": "regression"}, split="part")  # fmt: skip
+    goal = made.fitted()["targets"][0]
+    assert goal["mean"] == pytest.approx(numbers[:160].mean(), rel=1e-14)
+    assert goal["std"] == pytest.approx(numbers[:160].std(), rel=1e-12)
+
+
+@pytest.mark.parametrize("offset", [1e7, -1e9])
+def test_a_regression_that_float32_cannot_hold_is_refused(tmp_path, offset):
+    content = frame().assign(spent=offset + np.random.default_rng(0).standard_normal(200))
+    made = table(tmp_path, content, targets={"spent": "regression"})
+    with pytest.raises(
+        ValueError, match=r"`spent` must spread by at least 0.0001 of its mean.*found standard deviation"
+    ):
+        made.load()
+
+
+def test_a_class_that_is_none_of_those_given_is_told_by_the_setting(tmp_path):
+    made = Table(written(tmp_path, lines(small())), {"t": "binary"}, ["x"], classes={"t": ["y", "m"]})
+    with pytest.raises(ValueError, match=r"target `t` must be one of its `classes`, `y`, `m`, found 'n' in line \d+"):
+        made.load()
+
+
+def test_split_parts_need_every_row_s_group(tmp_path):
+    groups = [str(row) for row in range(30)]
+    groups[3] = ""
+    made = Table(written(tmp_path, divided(PARTED, groups)), {"t": "binary"}, ["x"], split="part", group="g")
+    with pytest.raises(ValueError, match="group column `g` must name every row's group, found none in line 5"):
+        made.load()
+
+
+def test_a_gzipped_table_may_end_in_gz(tmp_path):
+    content = frame(30).to_csv(index=False).encode()
+    plain = read_sheet(written(tmp_path, content))
+    packed = read_sheet(written(tmp_path, gzip.compress(content), "data.CSV.gz"))
+    assert all(packed.columns[name].tolist() == plain.columns[name].tolist() for name in plain.columns)
+
+
+@pytest.mark.parametrize("kind", ["int64", "Int64", "uint64"])
+def test_whole_numbers_of_parquet_keep_all_digits(tmp_path, kind):
+    large = 2**53 + 1
+    series = pd.Series([17, large, -999 if kind != "uint64" else 999, 17], dtype=kind)
+    if kind == "Int64":
+        series[3] = pd.NA
+    missing = frozenset({"-999", "999"})
+    column = _typed(tmp_path / "data.parquet", "n", series, missing)
+    sheet = Sheet(tmp_path, {"n": column}, "")
+    last = None if kind == "Int64" else "17"
+    assert sheet.text("n").tolist() == sheet.categories("n").tolist() == ["17", str(large), None, last]
+    np.testing.assert_array_equal(sheet.numbers("n"), [17, float(large), np.nan, np.nan if last is None else 17])
+    assert sheet.profile("n").whole

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 import polytask as pt
@@ -58,4 +59,17 @@ class TwoSources(pt.data.DataSet):
 
     def load(self) -> Splits:
         made = [{name: Split(*pair) for name, pair in both(seed=seed).items()} for seed in (0, 7, 9)]
+        return Splits(*made)
+
+
+@final
+class TwoSparseSources(pt.data.DataSet):
+    """The same two, their inputs as sparse matrices."""
+
+    tasks = tuple(tasks())
+
+    def load(self) -> Splits:
+        made = [
+            {name: Split(csr_array(x.numpy()), y) for name, (x, y) in both(seed=seed).items()} for seed in (0, 7, 9)
+        ]
         return Splits(*made)

@@ -188,10 +188,11 @@ class Arrays(Source):
     def describe(self) -> dict[str, Any]:
         described = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
         tensors = [*tensors_of(self._inputs), *self._targets.values(), *self._weights.values()]
-        sums = [
-            t.digest() if isinstance(t, Rows) else repr(torch.nansum(t, dtype=torch.float64).item()) for t in tensors
-        ]
-        more = {"drop_last": self.drop_last, "sums": sums, "augment": _name(self.augment)}
+        more = {
+            "drop_last": self.drop_last,
+            "sums": [_sum(stored) for stored in tensors],
+            "augment": _name(self.augment),
+        }
         return super().describe() | described | more
 
 

@@ -45,8 +45,8 @@ def by_column(sheet: Sheet, name: str) -> Rows:
 
 
 def check_groups(sheet: Sheet, group: str, parts: Rows) -> None:
-    """Raises `ValueError` if rows of one group are in two parts."""
-    ids = sheet.categories(group)
+    """Raises `ValueError` if rows of one group are in two parts, or a row has none."""
+    ids = _groups(sheet, group)
     home: dict[str, str] = {}
     for part, rows in zip(PARTS, parts, strict=True):
         for value in dict.fromkeys(ids[rows].tolist()):
@@ -63,16 +63,22 @@ def by_group(sheet: Sheet, group: str, fractions: Sequence[float], seed: int) ->
     Raises:
         ValueError: a row without a group, or too few groups.
     """
-    ids = sheet.categories(group)
-    absent = [row for row, value in enumerate(ids.tolist()) if value is None]
-    if absent:
-        raise sheet.error(f"group column `{group}` must name every row's group, found none in {sheet.where(absent[0])}")
+    ids = _groups(sheet, group)
     names = np.array(sorted(set(ids.tolist())), dtype=object)
     chosen = _drawn(sheet, np.arange(len(names)), None, fractions, seed, f"groups of `{group}`")
     number = {name: index for index, name in enumerate(names.tolist())}
     found = np.array([number[value] for value in ids.tolist()])
     parts = [np.flatnonzero(np.isin(found, part)) for part in chosen]
     return parts[0], parts[1], parts[2]
+
+
+def _groups(sheet: Sheet, group: str) -> np.ndarray:
+    """Every row's group (N,), of str."""
+    ids = sheet.categories(group)
+    absent = [row for row, value in enumerate(ids.tolist()) if value is None]
+    if absent:
+        raise sheet.error(f"group column `{group}` must name every row's group, found none in {sheet.where(absent[0])}")
+    return ids
 
 
 def by_fraction(sheet: Sheet, strata: Sequence[np.ndarray], fractions: Sequence[float], seed: int) -> Rows:

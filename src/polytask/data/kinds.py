@@ -33,25 +33,26 @@ class Guess:
     names_rows: bool = False
 
 
-def guess_inputs(sheet: Sheet, not_inputs: Iterable[str]) -> dict[str, Guess]:
+def guess_inputs(sheet: Sheet, not_inputs: Iterable[str], mixed: bool = False) -> dict[str, Guess]:
     """{column: what it is as an input}, in the file's order.
 
     Args:
         sheet: the table.
         not_inputs: columns that have another use.
+        mixed: whether a column of numbers and text is guessed as text is, rather than refused.
 
     Raises:
-        ValueError: a column mixes numbers and text, or no column is left.
+        ValueError: a column mixes numbers and text (unless `mixed`), or no column is left.
     """
     used = set(not_inputs)
-    guesses = {name: _guess_input(sheet, sheet.profile(name)) for name in sheet.columns if name not in used}
+    guesses = {name: _guess_input(sheet, sheet.profile(name), mixed) for name in sheet.columns if name not in used}
     if not any(guess.kind for guess in guesses.values()):
         left = "; ".join(f"`{name}`: {guess.reason}" for name, guess in guesses.items()) or "no other column"
         raise sheet.error(f"there must be at least one input column, found none ({left}): name them with `inputs`")
     return guesses
 
 
-def _guess_input(sheet: Sheet, found: Profile) -> Guess:
+def _guess_input(sheet: Sheet, found: Profile, mixed: bool) -> Guess:
     if not found.given:
         return Guess(None, "no entries")
     if found.distinct == 1:
@@ -60,8 +61,10 @@ def _guess_input(sheet: Sheet, found: Profile) -> Guess:
         return Guess(None, "numbers the rows", names_rows=True)
     if found.numeric:
         return Guess(NUMERIC)
-    if found.mixed:
+    if found.mixed and not mixed:
         raise _mixed(sheet, found, " or ".join(INPUT_KINDS))
+    if found.mixed and found.distinct > max(FEW_ENTRIES, FREE_TEXT * found.given):
+        return Guess(None, f"numbers and text, such as {found.mixed}: name entries that mean nothing with `missing`")
     if found.distinct == found.given:
         return Guess(None, "all entries differ: an id or free text", names_rows=found.given == found.rows)
     if found.distinct > max(FEW_ENTRIES, FREE_TEXT * found.given):

@@ -32,8 +32,22 @@ class Wrapped(Source):
 
     def _take_over(self) -> None:
         source = self.source
-        self.cacheable, self.divided, self.name = source.cacheable, source.divided, source.name
+        self.cacheable, self.divided = source.cacheable, source.divided
         self.tells_everywhere, self.monitored = source.tells_everywhere, source.monitored
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The other source's, which labels the batches."""
+        return self.source.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self.source.name = name
+
+    @property
+    def batch_size(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The other source's."""
+        return self.source.batch_size
 
     @property
     def parts(self) -> Mapping[str, Source]:

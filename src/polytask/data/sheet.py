@@ -155,7 +155,8 @@ def read_sheet(
     """Reads a table.
 
     Args:
-        path: a .csv, .tsv or .txt file with a line of names first, gzipped or not, or a .parquet file.
+        path: a .csv, .tsv or .txt file with a line of names first, gzipped (and then ending in .gz, if you like) or
+            not, or a .parquet file.
         encoding: of the text.
         separator: what stands between columns of text; a .tsv file has tabs whatever it says.
         missing: entries that stand for "not given", besides `MISSING_WORDS`.
@@ -167,7 +168,7 @@ def read_sheet(
     """
     source = Path(path)
     digest = content_digest(source)
-    kind = source.suffix.lower()
+    kind = kind_of(source)
     if kind not in FORMATS:
         raise ValueError(f"{source}: a table's name must end in one of {', '.join(FORMATS)}, found {source.name}")
     content = bytes(file_content(source))
@@ -179,6 +180,16 @@ def read_sheet(
     table = np.array(rows, dtype=object)  # (rows, columns) of str
     columns = {name: _without(table[:, index], absent) for index, name in enumerate(names)}
     return Sheet(source, columns, digest, lines)
+
+
+def kind_of(path: str | Path) -> str:
+    """The ending of a table's name, which tells its format; a ``.gz`` after it does not count.
+
+    >>> kind_of("shop.csv"), kind_of("shop.CSV.gz"), kind_of("shop")
+    ('.csv', '.csv', '')
+    """
+    name = str(path).lower().removesuffix(".gz")
+    return Path(name).suffix
 
 
 def content_digest(path: str | Path) -> str:
@@ -272,6 +283,9 @@ def _typed(source: Path, name: str, series: pd.Series, missing: frozenset[str]) 
 
     if types.is_bool_dtype(series.dtype):
         return np.array([None if absent else str(bool(value)) for value, absent in _pairs(series)], dtype=object)
+    if types.is_integer_dtype(series.dtype):  # as text, as in a CSV file: an id may have more digits than a float64
+        exact = [None if absent else str(int(value)) for value, absent in _pairs(series)]
+        return _without(np.array(exact, dtype=object), missing)
     if types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype):
         return series.astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan)
     values = [None if absent else value for value, absent in _pairs(series)]

@@ -26,12 +26,14 @@ class Source(ABC):
         divided: True if, of several processes, each brings examples of its own; False if all know the same
             examples, which `in_order` then gives on every one of them.
         tells_everywhere: True if, of several processes, each tells the counts of all (`Batch.everywhere`).
+        batch_size: examples per step over all processes; None if the source does not say.
         monitored: the columns of the history that `observe` reads; a run that has none of that name is refused.
     """
 
     cacheable: bool = False
     divided: bool = False
     tells_everywhere: bool = False
+    batch_size: int | None = None
     monitored: tuple[str, ...] = ()
     name: str = ""
 

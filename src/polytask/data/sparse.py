@@ -66,6 +66,8 @@ class SparseRows(Rows):
 
     def _dense(self, rows: np.ndarray) -> Tensor:
         part = self._matrix[rows]  # indexed by an array, and so a copy that may be changed
+        if part.dtype.kind in "iu":
+            part = part.astype(np.float64)  # small integers have no room for sums
         part.sum_duplicates()
         part = part.astype(np.float32)
         return torch.from_numpy(part.toarray()) if self._device.type == "cpu" else scattered(part, self._device)

@@ -28,13 +28,15 @@ from polytask.data.kinds import (
     guess_inputs,
     guess_targets,
 )
-from polytask.data.sheet import FORMATS, Sheet, content_digest, read_sheet
+from polytask.data.sheet import FORMATS, Sheet, content_digest, kind_of, read_sheet
 from polytask.errors import nearest, one_of, whole
 from polytask.task import MISSING_CLASS, Task, binary, classification, regression
 
 logger = logging.getLogger("polytask")
 
 FORMAT = 1
+LEAST_SPREAD = 1e-4
+"""A regression target's standard deviation as a share of its mean: below it float32 keeps too few of its digits."""
 SHOWN = 5
 """Names of that many classes or categories are told in a message."""
 
@@ -118,9 +120,9 @@ class Table(DataSet):
         encoding: str = "utf-8",
         separator: str = ",",
     ) -> None:
-        _check_columns("targets", targets, TARGET_KINDS)
+        check_setting("targets", targets, TARGET_KINDS)
         if inputs is not None:
-            _check_columns("inputs", inputs, ("numeric", "categorical"))
+            check_setting("inputs", inputs, ("numeric", "categorical"))
         both = [name for name in targets if name in (inputs or ())]
         if both:
             raise ValueError(f"a target must not be an input, found `{both[0]}` among both")
@@ -189,7 +191,7 @@ class Table(DataSet):
             ValueError: the file is damaged, lacks a column, or (if `targets`) has a class that no training row had.
             FileNotFoundError: there is no such file.
         """
-        if Path(path).suffix.lower() not in FORMATS:
+        if kind_of(path) not in FORMATS:
             return None
         fitted, settings = self._known(), self._settings
         sheet = settings.read(path)
@@ -388,7 +390,12 @@ def _goal(sheet: Sheet, settings: Settings, column: str, kind: str) -> Goal:
     if kind == REGRESSION:
         return Goal(column, own, kind)
     found = [value for value in dict.fromkeys(sheet.categories(column).tolist()) if value is not None]
-    labels = dict(settings.classes).get(column) or _in_order(found)
+    given = dict(settings.classes).get(column)
+    if given and (others := [value for value in found if value not in given]):
+        row = int(np.flatnonzero(sheet.categories(column) == others[0])[0])
+        rule = f"target `{column}` must be one of its `classes`, {_listed(given)}"
+        raise sheet.error(f"{rule}, found {others[0]!r} in {sheet.where(row)}: {nearest(others[0], given)}")
+    labels = given or _in_order(found)
     if kind == BINARY and len(labels) != 2:
         rule = f"binary target `{column}` must have two classes"
         raise sheet.error(f"{rule}, found {len(labels)}: {_listed(labels)}: is it a classification?")
@@ -421,7 +428,7 @@ def _measured(sheet: Sheet, goal: Goal, parts: Rows) -> Goal:
     """The target with what its training rows tell; the others must have something to be judged by.
 
     Raises:
-        ValueError: a part has no target, a class is in no training row, or all training targets are equal.
+        ValueError: a part has no target, a class is in no training row, or training targets are equal or all but equal.
     """
     targets = [goal.targets(sheet, rows) for rows in parts]
     given = [part[~torch.isnan(part)] if part.is_floating_point() else part[part != MISSING_CLASS] for part in targets]
@@ -431,10 +438,17 @@ def _measured(sheet: Sheet, goal: Goal, parts: Rows) -> Goal:
     if goal.kind != REGRESSION:
         _check_trained(sheet, goal, given)
         return goal
-    values = given[0].double()
-    mean, std = values.mean().item(), values.std(correction=0).item()
-    if not std > 0:
+    numbers = sheet.numbers(goal.column)[parts[0]]  # in float64: float32 may have lost what tells them apart
+    numbers = numbers[~np.isnan(numbers)]
+    mean, std = float(numbers.mean()), float(numbers.std())
+    if numbers.min() == numbers.max():
         raise sheet.error(f"target `{goal.column}` must have two different training numbers, found only {mean:g}")
+    if std < LEAST_SPREAD * abs(mean):
+        rule = f"regression target `{goal.column}` must spread by at least {LEAST_SPREAD:g} of its mean"
+        raise sheet.error(
+            f"{rule}, as float32 has about 7 digits, found standard deviation {std:g} about mean {mean:.9g} in "
+            "training: take a constant, such as the mean, off the column"
+        )
     return Goal(goal.column, goal.name, goal.kind, mean=mean, std=std)
 
 
@@ -496,7 +510,8 @@ def _listed(words: Sequence[str]) -> str:
     return shown + f" and {len(words) - SHOWN} more" * (len(words) > SHOWN)
 
 
-def _check_columns(setting: str, given: Any, kinds: Sequence[str]) -> None:
+def check_setting(setting: str, given: Any, kinds: Sequence[str]) -> None:
+    """Raises `ValueError` unless a setting names different columns, each of a known kind if it tells kinds."""
     if not given:
         raise ValueError(f"`{setting}` must name at least one column, found none")
     for name in given:

@@ -62,6 +62,12 @@ def find_by_source(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if isinstance(module, BySource)), None)
 
 
+def known_sources(model: nn.Module) -> tuple[str, ...]:
+    """The sources that a model has encoders for, none if it takes inputs of one kind."""
+    found = (name for module in model.modules() if isinstance(module, BySource) for name in module.encoders)
+    return tuple(dict.fromkeys(found))
+
+
 def check_sources(model: nn.Module, sources: Collection[str], every: bool = False) -> None:
     """Refuses sources that a model has no encoder for; one without encoders for sources takes any.
 

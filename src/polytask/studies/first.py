@@ -13,9 +13,9 @@ import yaml
 
 from polytask.data.base import only_split
 from polytask.data.encoding import NUMERIC
-from polytask.data.kinds import REGRESSION, Guess, guess_inputs, guess_targets
+from polytask.data.kinds import REGRESSION, TARGET_KINDS, Guess, guess_inputs, guess_targets
 from polytask.data.sheet import Profile, Sheet, read_sheet
-from polytask.data.table import SHOWN, Table
+from polytask.data.table import SHOWN, Table, check_setting
 from polytask.studies.store import write_text
 from polytask.task import Task
 
@@ -87,12 +87,14 @@ def first_config(
         FileNotFoundError: there is no such table, or no folder to write into.
     """
     source = Path(data)
-    path = source.with_suffix(".yaml") if out is None else Path(out)
+    plain = source.with_suffix("") if source.suffix.lower() == ".gz" else source
+    path = plain.with_suffix(".yaml") if out is None else Path(out)
     _check_path(path, overwrite)
+    check_setting("targets", targets, TARGET_KINDS)
     sheet = read_sheet(source, encoding=encoding, separator=separator, missing=missing)
     for name in targets:
-        if _reads_as_number(name):
-            raise ValueError(f"a target's name must not read as a number in YAML, found `{name}`: rename the column")
+        if fault := _unwritable(name):
+            raise ValueError(f"a target must have a name that a configuration can hold, found `{name}`: {fault}")
     sheet.check_columns(targets, "a target")
     roles = {"id": id, "group": group, "split": split}
     sheet.check_columns([name for name in roles.values() if name is not None], "`id`, `group` and `split`")
@@ -124,14 +126,16 @@ def _check_path(path: Path, overwrite: bool) -> None:
 
 
 def _guesses(sheet: Sheet, not_inputs: Sequence[str]) -> dict[str, Guess]:
-    odd = [name for name in sheet.columns if name not in not_inputs and _reads_as_number(name)]
-    found = guess_inputs(sheet, (*not_inputs, *odd))
-    return found | {name: Guess(None, "YAML reads its name as a number: rename it") for name in odd}
+    odd = {name: fault for name in sheet.columns if name not in not_inputs and (fault := _unwritable(name))}
+    found = guess_inputs(sheet, (*not_inputs, *odd), mixed=True)
+    return found | {name: Guess(None, fault) for name, fault in odd.items()}
 
 
-def _reads_as_number(name: str) -> bool:
-    """Whether jsonargparse, which quotes by YAML 1.1, would lose the name on its way."""
-    return re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", name) is not None
+def _unwritable(name: str) -> str:
+    """Why a column cannot be named in a configuration, "" if it can: what jsonargparse would take for other things."""
+    if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", name):  # it quotes by YAML 1.1, which has no such numbers
+        return "YAML reads its name as a number: rename it"
+    return "a configuration names classes so: rename it" if name == "class_path" else ""
 
 
 def _use(
@@ -151,7 +155,7 @@ def _text(
     width: int, rows: int, train: int,
 ) -> str:  # fmt: skip
     inputs = [use for use in uses if use.role == "input"]
-    left_out = [f"#   {_comment(use.column.name)}: {use.kind}" for use in uses if use.role == "left out"]
+    left_out = [f"#   {_comment(use.column.name)}: {_comment(use.kind)}" for use in uses if use.role == "left out"]
     batch = next((size for below, size in BATCH_SIZES if train < below), LARGEST_BATCH)
     run = f"runs/{path.stem}"
     return "\n".join([
@@ -209,6 +213,7 @@ def _kind(task: Task) -> str:
 def _about(found: Profile, kind: str) -> str:
     missing = 100 * (1 - found.given / found.rows)
     told = [f"{found.distinct} categories"] * (kind != NUMERIC) + [f"{missing:.2g} % missing"] * (missing > 0)
+    told += [f"numbers and text, such as {_comment(found.mixed)}"] * bool(found.mixed)
     return f" # {', '.join(told)}" if told else ""
 
 

@@ -21,6 +21,7 @@ from polytask.batch import map_inputs
 from polytask.callback import Callback, UpdateInfo
 from polytask.data.arrays import as_tensors
 from polytask.data.base import DataSet, Part, Split, Splits, as_splits, only_split
+from polytask.data.sparse import SparseRows, is_sparse
 from polytask.errors import nearest, one_of
 from polytask.export import FORMATS, SUFFIX, export
 from polytask.models.base import Model
@@ -157,26 +158,31 @@ def splits_of(built: spec.Built) -> Splits:
 def check_network(built: spec.Built, splits: Splits) -> None:
     """Refuses, before anything is written, a network of other widths than the data's.
 
-    Looked at where all inputs are one tensor; others are told apart by training itself.
+    Looked at for every source whose inputs are one tensor or sparse matrix; others are told apart by training itself.
 
     Raises:
         ValueError: it does not take the inputs, or a head has another width than its task.
     """
-    inputs = splits.train.inputs if isinstance(splits.train, Split) else None
-    if not isinstance(inputs, Tensor) or not len(inputs):
-        return
-    shape = tuple(inputs.shape[1:])
+    train = splits.train
+    for source, split in ({"": train} if isinstance(train, Split) else train).items():
+        inputs = SparseRows(split.inputs) if is_sparse(split.inputs) else split.inputs
+        if isinstance(inputs, (Tensor, SparseRows)) and len(inputs):
+            _check_source(built.trainer, inputs[:2], source)
+
+
+def _check_source(trainer: Trainer, inputs: Tensor, source: str) -> None:
+    shape, whose = tuple(inputs.shape[1:]), f" from source `{source}`" if source else ""
     try:
-        found = built.trainer.predict(inputs[:2])
+        found = trainer.predict(inputs, source)
     except RuntimeError as error:
         hint = f" (`inputs: {shape[0]}` of a first MLP)" if len(shape) == 1 else ""
         raise ValueError(
-            f"the network must take examples of shape {shape}{hint}, as the data have, found: {error}"
+            f"the network must take examples of shape {shape}{whose}{hint}, as the data have, found: {error}"
         ) from error
     except Exception:  # of a user's own class: training tells and records it
         return
     for name, prediction in found.items():
-        wanted = built.trainer.tasks[name].outputs
+        wanted = trainer.tasks[name].outputs
         if prediction.outputs.dim() == 2 and prediction.outputs.shape[1] != wanted:
             raise ValueError(
                 f"the head of task `{name}` must have {wanted} outputs, found {prediction.outputs.shape[1]}"

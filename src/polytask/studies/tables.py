@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polytask.models.by_source import known_sources
 from polytask.studies.run import opened
 from polytask.studies.store import write_text
 from polytask.task import Prediction, Task
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 FORMATS = (".npy", ".npz", ".csv")
 
 
-def predict_file(folder: str, inputs: str, out: str | None = None) -> str:
+def predict_file(folder: str, inputs: str, out: str | None = None, source: str = "") -> str:
     """Predictions of a trained run for inputs in a file, as CSV.
 
     Args:
@@ -26,6 +27,7 @@ def predict_file(folder: str, inputs: str, out: str | None = None) -> str:
             (N, ...), an .npz of one array or of several named inputs, or a .csv of numbers, one row an example, with
             or without a header.
         out: the CSV file to write.
+        source: whose kind of inputs they are, for a network that has an encoder for each source.
 
     Returns:
         The CSV text: the row's number, its id where the data have one, and for each task the label or number, and the
@@ -33,13 +35,20 @@ def predict_file(folder: str, inputs: str, out: str | None = None) -> str:
 
     Raises:
         FileNotFoundError: there is no such run or file.
-        ValueError: a file that cannot be read, or inputs that the network does not take.
+        ValueError: a file that cannot be read, inputs that the network does not take, or a source that it has no
+            encoder for.
     """
     built = opened(Path(folder))
+    if not source and (known := known_sources(built.trainer.model)):
+        listed = ", ".join(f"`{name}`" for name in known)
+        raise ValueError(
+            f"the source of the inputs must be told where a network has encoders for several, found none: name one "
+            f"with `source` (--source) of {listed}"
+        )
     trainer, found = built.trainer, built.data.read(inputs)
     values, beside = (read_inputs(inputs), {}) if found is None else (found.inputs, found.beside)
     try:
-        predictions = trainer.predict(values)
+        predictions = trainer.predict(values, source)
     except RuntimeError as error:
         raise ValueError(f"{inputs} must hold inputs that the network takes, found: {error}") from error
     text = as_table(predictions, trainer.tasks, beside).to_csv(index_label="row", lineterminator="\n")

@@ -61,7 +61,7 @@ class Zip(Mixture):
             return
         sources = self.sources.values()
         # what has no batch size of its own refuses to be spread in any case
-        steps = -(-sum(source.examples or 0 for source in sources) // sum(getattr(s, "batch_size", 1) for s in sources))
+        steps = -(-sum(source.examples or 0 for source in sources) // sum(s.batch_size or 1 for s in sources))
         for name, source in self.sources.items():
             try:
                 source.spread(steps)
