@@ -41,7 +41,7 @@ class Wrapped(Source):
         return self.source.name
 
     @name.setter
-    def name(self, name: str) -> None:
+    def name(self, name: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.source.name = name
 
     @property
