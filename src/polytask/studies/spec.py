@@ -142,7 +142,7 @@ def resolve(config: Mapping[str, Any], overrides: Overrides = (), sections: Sect
                 raise ValueError(f"`{key}` must be a mapping of settings, found {content[key]!r}")
             _check_keys(key, content[key], settings)
     parser = parser_for_train(sections=sections)
-    words = ["--config", yaml.safe_dump(content), *as_words(overrides)]
+    words = ["--config", yaml.safe_dump(content, sort_keys=False), *as_words(overrides)]
     parsed = _parse(parser, words)
     for key, minimum in (("epochs", 1), ("threads", 1), ("seed", 0)):
         at_least(key, parsed[key], minimum)
