@@ -99,6 +99,14 @@ def test_the_network_is_sparse_shared_and_smaller(study):
     assert [record.method for record in study.records] == ["search", "retrain", "compact"]
 
 
+@pytest.mark.parametrize("method", ["growl", "magnitude"])
+def test_selected_layers_alone_lose_rows(tmp_path, method):
+    found = made(tmp_path, changed(method=method, select=["heads.left.0", "heads.right.0"], sharing=None))
+    assert found.report["layers"].keys() == {"heads.left.0", "heads.right.0"} and found.found >= 0.5
+    layer = weights(tmp_path / "retrain")["trunk.2.weight"]
+    assert layer.abs().sum(0).ne(0).all()
+
+
 def test_the_epoch_is_the_best_on_validation_of_those_that_are_sparse_enough(tmp_path):
     found = made(tmp_path, changed(search_epochs=5, until=0.4, sharing=None) | {"epochs": 6})
     rows = list(read_history(tmp_path / "search" / "history.csv"))

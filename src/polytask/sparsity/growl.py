@@ -73,7 +73,7 @@ class GrOWL(Objective):
         beta2: float = 0.2,
         tau: float = 0.5,
         granularity: str = "unit",
-        select: Select | Sequence[str] | None = None,
+        select: Sequence[str] | Select | None = None,
     ) -> None:
         super().__init__(name, weight)
         one_of("pattern", pattern, owl.PATTERNS)

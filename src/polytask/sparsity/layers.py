@@ -46,7 +46,7 @@ def layers_in_play(
     model: Model,
     inputs: Any,
     granularity: str = "unit",
-    select: Select | Sequence[str] | None = None,
+    select: Sequence[str] | Select | None = None,
 ) -> list[Layer]:
     """The layers whose rows may be removed, in the order of the model's modules.
 
@@ -97,7 +97,7 @@ def _wanted(
     named: Mapping[str, nn.Module],
     seen: Mapping[str, _Seen],
     ends: frozenset[str],
-    select: Select | Sequence[str] | None,
+    select: Sequence[str] | Select | None,
 ) -> list[str]:
     candidates = [name for name, module in named.items() if isinstance(module, SUPPORTED)]
     if select is None:

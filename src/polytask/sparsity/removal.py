@@ -276,7 +276,7 @@ class Magnitude(Removal):
         until: float = 0.75,
         rises: int = 20,
         granularity: str = "unit",
-        select: Select | Sequence[str] | None = None,
+        select: Sequence[str] | Select | None = None,
     ) -> None:
         super().__init__(sparsity, cap, until, rises)
         self.granularity = granularity
@@ -300,7 +300,7 @@ class KeepDead(Callback):
     {'callback': 'KeepDead'}
     """
 
-    def __init__(self, select: Select | Sequence[str] | None = None) -> None:
+    def __init__(self, select: Sequence[str] | Select | None = None) -> None:
         self._select = select
 
     def on_fit_start(self, run: Run) -> None:
