@@ -129,6 +129,18 @@ def network(kind: str = "plain", names: str = "ab", form: str = "hard", seed: in
     return pt.models.Partitioned(Whole(shared, own), shared="trunk", specific=specific)
 
 
+def digits(form: str, epochs: int, **settings: Any) -> dict[str, Any]:
+    """A configuration of a little network, `form`, for digits; `settings` are the trainer's."""
+    linear = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 8, "out_features": 10}}
+    trunk = {"class_path": "MLP", "init_args": {"inputs": 100, "widths": [8]}}
+    return {
+        "data": {"class_path": "MultiDigits", "init_args": {"pairs": [1, 1, 1]}},
+        "model": {"class_path": form, "init_args": {"trunk": trunk, "heads": {"left": linear, "right": linear}}},
+        "trainer": {"batch_size": 64, **settings},
+        "epochs": epochs,
+    }
+
+
 def sgd(lr: float = 0.1, **options: Any) -> Callable[[Any], torch.optim.Optimizer]:
     return lambda parameters: torch.optim.SGD(parameters, lr=lr, **options)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.helpers import Interrupter, Rows, SaveAll, adam, data, network, same, sgd, tasks, trainer, weights
+from tests.helpers import Interrupter, Rows, SaveAll, adam, data, digits, network, same, sgd, tasks, trainer, weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -252,8 +252,13 @@ class Turns(pt.data.Source):
         for source in self.sources:
             source.bind(tasks, device, where, seed)
 
-    steps_per_epoch = property(lambda self: sum(source.steps_per_epoch for source in self.sources))  # pyright: ignore
-    examples = property(lambda self: sum(source.examples for source in self.sources))  # pyright: ignore
+    @property
+    def steps_per_epoch(self) -> int:
+        return sum(source.steps_per_epoch for source in self.sources)
+
+    @property
+    def examples(self) -> int:
+        return sum(source.examples for source in self.sources)
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[Any]:
         for source in self.sources:
@@ -355,6 +360,21 @@ def test_outputs_are_computed_once_where_inputs_never_change(kind: str, caplog: 
         trainer(batch_size=200, **KINDS[kind](changing, size)).fit(source, epochs=3)
         assert sum(changing.seen) == 3 * 600
         assert "computed anew at every visit: the source streams or augments its inputs" in caplog.text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_training_costs_is_measured_without_a_pass_over_all_examples(kind: str):
+    x, y = data(600)
+    asked, size = Counting(3), 600 * 3 * 4
+    made = trainer(batch_size=200, **KINDS[kind](asked, size))
+    costs = cost_of_training(made, Split(x, y))
+    assert asked.seen == [200]
+    made.fit((x, y), epochs=2)
+    assert asked.seen == [200, 256, 256, 88]
+    if kind != "annealing":  # whose teachers belong to the making of a batch
+        anew = cost_of_training(trainer(batch_size=200, **KINDS[kind](Counting(3), size - 1)), Split(x, y))
+        taught = anew["phases"]["joint"]["macs"] - costs["phases"]["joint"]["macs"]
+        assert taught == 3 * 3  # the teacher's own, where it is asked at every visit
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -492,24 +512,10 @@ def test_a_source_of_unknown_length_needs_steps():
 def test_a_configuration_can_name_a_run_of_single_tasks_as_teachers(tmp_path: Path):
     from polytask.studies import run
 
-    linear = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 8, "out_features": 10}}
-    config = {
-        "data": {"class_path": "MultiDigits", "init_args": {"pairs": [1, 1, 1]}},
-        "model": {
-            "class_path": "SingleTask",
-            "init_args": {
-                "trunk": {"class_path": "MLP", "init_args": {"inputs": 100, "widths": [8]}},
-                "heads": {"left": linear, "right": linear},
-            },
-        },
-        "trainer": {"batch_size": 64},
-        "epochs": 2,
-    }
-    assert run(config, tmp_path / "teachers").state == "done"
-    config["model"]["class_path"] = "HardSharing"
+    assert run(digits("SingleTask", 2), tmp_path / "teachers").state == "done"
     trained = {"class_path": "polytask.studies.trained", "init_args": {"folder": str(tmp_path / "teachers")}}
     for number, teachers in enumerate((trained, {"left": trained})):
-        config["trainer"]["callbacks"] = [{"class_path": "TeacherAnnealing", "init_args": {"teachers": teachers}}]
-        record = run(config, tmp_path / f"student {number}")
+        callback = {"class_path": "TeacherAnnealing", "init_args": {"teachers": teachers}}
+        record = run(digits("HardSharing", 2, callbacks=[callback]), tmp_path / f"student {number}")
         assert record.state == "done", record.error
         assert "teacher_weight" in (tmp_path / f"student {number}" / "history.csv").read_text()

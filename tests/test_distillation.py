@@ -4,18 +4,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.helpers import SaveAll, Witness, adam, data, network, same, sgd, tasks, trainer, weights
+from tests.helpers import SaveAll, Witness, adam, block_state, data, digits, network, same, sgd, tasks, trainer, weights
 from torch import nn
 from torch.nn import functional as F
 
 import polytask as pt
 from polytask.distillation import FeatureDistillation, LogitDistillation, kdmtl
+from polytask.models import Block
 from polytask.objective import Context
 
 
@@ -171,25 +173,102 @@ def test_an_adaptor_moves_with_the_block_it_names(shared: bool, two: bool):
     assert witness.frozen_seen and witness.live_seen
 
 
-def test_an_absent_task_s_adaptor_rests_and_the_trunk_still_learns():
-    x, y = data(16)
-    y["b"][:] = -100
-    y["b"][8:] = 0
-    objectives = terms()
-    moved = []
+class Moves(pt.Callback):
+    """Notes, update by update, which parts' weights, statistics or optimizer state have moved."""
+
+    def __init__(self, **parts: nn.Module) -> None:
+        self._parts = parts
+        self.seen: list[set[str]] = []
+
+    def _look(self, run: Any) -> dict[str, Any]:
+        optimizers = run.optimizers.optimizers
+        return {name: block_state(Block.of(part), optimizers) for name, part in self._parts.items()}
+
+    def on_fit_start(self, run: Any) -> None:
+        self._before = self._look(run)
+
+    def on_update(self, run: Any, info: Any) -> None:
+        now = self._look(run)
+        self.seen.append({name for name in now if not same(now[name], self._before[name])})
+        self._before = now
+
+
+def without_labels(names: str = "b") -> pt.Arrays:
+    """Two steps of eight examples; the first has no label of the named tasks."""
+    x, y = data(16, missing=True, seed=3)
+    for name in names:
+        y[name][:8] = -100 if name == "b" else math.nan
+    return pt.Arrays(x, y, batch_size=8, shuffle=False)
+
+
+@pytest.mark.parametrize("form", ["hard", "single", "soft", "partitioned", "cgc"])
+def test_a_step_without_its_labels_trains_all_that_its_outputs_depend_on(form: str):
+    """One step of the sum of a's loss and b's term, differentiated by hand."""
+    source, model, term = without_labels(), network(form=form), LogitDistillation("b", teacher(), weight=0.7)
+    x, y = source.inputs[:8], {name: values[:8] for name, values in source.targets.items()}
+    outputs, (kind, _) = model(x), tasks()
+    term.bind(model, {task.name: task for task in tasks()})
+    loss = kind.total(outputs["a"], y["a"], int(kind.present(y["a"]).sum())) / kind.present(y["a"]).sum()
+    loss = loss + 0.7 * term(Context(model, pt.Batch(x, y, {}, 8), None, outputs))
+    steps = torch.autograd.grad(loss, list(model.parameters()))
+    assert all(step.any() for step in steps)
+    wanted = [p.detach() - 0.1 * step for p, step in zip(model.parameters(), steps, strict=True)]
+    found: list[list[torch.Tensor]] = []
 
     class Look(pt.Callback):
-        def on_fit_start(self, run: Any) -> None:
-            self.before = [weights(o) for o in objectives]
-
         def on_update(self, run: Any, info: Any) -> None:
-            now = [weights(o) for o in objectives]
-            moved.append([not same(a, b) for a, b in zip(self.before, now, strict=True)])
-            assert set(info.losses) >= {"a-features", "b-features"}
-            self.before = now
+            found.append([p.detach().clone() for p in model.parameters()])
 
-    trainer(objectives=objectives, callbacks=[Look()]).fit(pt.Arrays(x, y, batch_size=8, shuffle=False), epochs=1)
-    assert moved == [[True, False], [True, True]]
+    trainer(model, objectives=[term], callbacks=[Look()]).fit(source, epochs=1)
+    for value, expected in zip(found[0], wanted, strict=True):
+        torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("unlabelled", ["b", "ab"])
+def test_a_step_without_its_labels_moves_what_the_phase_lets_move(unlabelled: str):
+    source = without_labels(unlabelled)
+    model, features = network("norm+dropout"), FeatureDistillation("b", teacher(), nn.Linear(6, 6))
+    parts = {"trunk": model.trunk, "a": model.heads["a"], "b": model.heads["b"], "adaptor": features.adaptor}
+
+    def first_moves(schedule: pt.schedules.Schedule, *objectives: pt.Objective) -> list[set[str]]:
+        moves = Moves(**parts)
+        made = trainer(model, objectives=objectives, callbacks=[moves], schedule=schedule, optimizer=adam())
+        made.fit(source, epochs=2)
+        return moves.seen[::2]
+
+    outputs, labelled = LogitDistillation("b", teacher()), set() if "a" in unlabelled else {"a"}
+    joint, alternate = pt.schedules.Joint, pt.schedules.AlternateEpochs
+    assert first_moves(joint(), outputs) == [{"trunk", "b"} | labelled] * 2
+    assert first_moves(joint(), features) == [{"trunk", "adaptor"} | labelled] * 2
+    assert first_moves(joint(), outputs, features) == [{"trunk", "b", "adaptor"} | labelled] * 2
+    assert first_moves(alternate(1, 1), outputs) == [{"trunk"}, {"b"} | labelled]
+    assert first_moves(alternate(1, 1), features) == [{"trunk"}, {"adaptor"} | labelled]
+
+
+@pytest.mark.parametrize("form", ["hard", "single"])
+def test_a_step_of_a_source_without_the_task_leaves_all_of_it_untouched(form: str):
+    model, adaptor = network("norm+dropout", form=form), nn.Linear(6, 6)
+    terms = [LogitDistillation("b", teacher())]
+    terms += [FeatureDistillation("b", teacher(), adaptor)] if form == "hard" else []
+    own = {"head": model.heads["b"], "adaptor": adaptor}
+    own |= {"tower": model.towers["b"]} if form == "single" else {}
+    moves = Moves(**own)
+    sources = {"one": pt.Arrays(*data(8, "a"), batch_size=8), "two": pt.Arrays(*data(8, "b", seed=1), batch_size=8)}
+    made = trainer(model, objectives=terms, callbacks=[moves], mixture=pt.data.RoundRobin, optimizer=adam())
+    made.fit(sources, epochs=2)
+    assert moves.seen == [set(), own.keys() - ({"adaptor"} if form == "single" else set())] * 2
+
+
+def test_a_task_that_a_schedule_leaves_out_is_not_taught():
+    model = network()
+    moves = Moves(trunk=model.trunk, a=model.heads["a"], b=model.heads["b"])
+    terms = [LogitDistillation("a", teacher()), LogitDistillation("b", teacher())]
+    made = trainer(model, objectives=terms, callbacks=[moves], schedule=pt.schedules.SingleTaskEpochs(), batch_size=24)
+    rows = made.fit(data(), epochs=2)
+    assert moves.seen == [{"trunk", "a"}, {"trunk", "b"}]
+    assert [sorted(key for key in row if "outputs" in key) for row in rows] == [
+        ["train/a-outputs/loss"], ["train/b-outputs/loss"]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["hard", "partitioned"])
@@ -354,7 +433,8 @@ def test_student_outputs_follow_the_teacher_s_without_a_label():
         (lambda: kdmtl({n: teacher() for n in "ab"}, adaptors(), {"a": 1.0}), ValueError, "`teachers` and `weights` must be for the same tasks"),
         (lambda: kdmtl({n: teacher() for n in "ab"}, dict.fromkeys("ab", nn.Identity())), ValueError, "an adaptor of its own"),
         (lambda: trainer(objectives=[FeatureDistillation("c", teacher(names="abc"), nn.Identity(), shared=True)]), ValueError, "a teacher's task must be one of the student's, found `c`: known: `a`, `b`"),
-        (lambda: trainer(objectives=[FeatureDistillation("c", teacher(names="abc"), nn.Identity())]), ValueError, "an objective's `block` must be a task or None, found `c` for `c-features`: known: `a`, `b`"),
+        (lambda: trainer(objectives=[FeatureDistillation("c", teacher(names="abc"), nn.Identity())]), ValueError, "a teacher's task must be one of the student's, found `c`: known: `a`, `b`"),
+        (lambda: trainer(objectives=[LogitDistillation("c", teacher(names="abc"))]), ValueError, "a teacher's task must be one of the student's, found `c`: known: `a`, `b`"),
         (lambda: trainer(network(form="single"), objectives=terms()), ValueError, "a student must have a feature boundary, found SingleTask"),
         (lambda: trainer(network(form="mtan"), objectives=terms()).fit(data(), epochs=1), TypeError, "the student's shared features must be one tensor, found tuple"),
         (lambda: trainer(objectives=[FeatureDistillation("a", nn.Linear(3, 9), nn.Linear(6, 8))]).fit(data(), epochs=1), ValueError, "an adaptor must give what the teacher's features are, (8, 9), found (8, 8) for task `a`"),
@@ -381,30 +461,83 @@ def test_tasks_of_a_user_s_own_kind_are_refused():
 def test_a_configuration_can_name_a_run_as_teacher(tmp_path: Path):
     from polytask.studies import load, run
 
-    linear = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 8, "out_features": 10}}
-    config = {
-        "data": {"class_path": "MultiDigits", "init_args": {"pairs": [1, 1, 1]}},
-        "model": {
-            "class_path": "SingleTask",
-            "init_args": {
-                "trunk": {"class_path": "MLP", "init_args": {"inputs": 100, "widths": [8]}},
-                "heads": {"left": linear, "right": linear},
-            },
-        },
-        "trainer": {"batch_size": 64},
-        "epochs": 1,
-    }
-    assert run(config, tmp_path / "teacher").state == "done"
+    assert run(digits("SingleTask", 1), tmp_path / "teacher").state == "done"
     adaptor = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 8, "out_features": 8}}
     trained = {"class_path": "polytask.studies.trained", "init_args": {"folder": str(tmp_path / "teacher")}}
-    config["model"]["class_path"] = "HardSharing"
-    config["trainer"]["objectives"] = [
+    terms = [
         {"class_path": "FeatureDistillation", "init_args": {"task": name, "teacher": trained, "adaptor": adaptor}}
         for name in ("left", "right")
     ]
-    record = run(config, tmp_path / "student")
+    record = run(digits("HardSharing", 1, objectives=terms), tmp_path / "student")
     assert record.state == "done", record.error
     student = load(tmp_path / "student")
     wanted = load(tmp_path / "teacher").model
     assert same(weights(student.objectives["left-features"].teacher), weights(wanted))
     assert {"train/left-features/loss", "train/right-features/loss"} <= set(student.history[0])
+
+
+def made(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": name, "init_args": arguments}
+
+
+def linear(inputs: int, outputs: int) -> dict[str, Any]:
+    return made("torch.nn.Linear", in_features=inputs, out_features=outputs)
+
+
+def answering(task: str, outputs: int) -> dict[str, Any]:
+    return made("HardSharing", trunk=linear(100, 8), heads={task: linear(8, outputs)})
+
+
+MISFITS = {
+    "other classes": (
+        {"objectives": [made("LogitDistillation", task="left", teacher=answering("left", 7))]},
+        "teacher and student must give outputs of one shape, found (64, 7) and (64, 10) for task `left`",
+    ),
+    "other inputs": (
+        {"objectives": [made("LogitDistillation", task="left", teacher=linear(64, 10))]},
+        "a teacher must take what it is given, of shape (64, 100), for task `left`, found: mat1 and mat2",
+    ),
+    "another task": (
+        {"objectives": [made("LogitDistillation", task="links", teacher=answering("links", 10))]},
+        "a teacher's task must be one of the student's, found `links`: known: `left`, `right`",
+    ),
+    "other features": (
+        {"objectives": [made("FeatureDistillation", task="left", teacher=linear(100, 8), adaptor=linear(8, 9))]},
+        "an adaptor must give what the teacher's features are, (64, 8), found (64, 9) for task `left`",
+    ),
+    "another adaptor": (
+        {"objectives": [made("FeatureDistillation", task="left", teacher=linear(100, 8), adaptor=linear(9, 8))]},
+        "an adaptor must take what it is given, of shape (64, 8), for task `left`, found: mat1 and mat2",
+    ),
+    "annealed to other classes": (
+        {"callbacks": [made("TeacherAnnealing", teachers=answering("left", 7))]},
+        "teacher and student must give outputs of one shape, found (64, 7) and (64, 10) for task `left`",
+    ),
+    "annealed to another task": (
+        {"callbacks": [made("TeacherAnnealing", teachers=answering("links", 10))]},
+        "a teacher's task must be one of the student's, found `links`: known: `left`, `right`",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(case: str, tmp_path: Path, capsys: Any):
+    from polytask.cli import main
+
+    settings, message = MISFITS[case]
+    (tmp_path / "run.yaml").write_text(json.dumps(digits("HardSharing", 1, **settings)))
+    assert main(["train", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(f"polytask: error: {message}")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_a_rehearsal_leaves_the_network_as_it_was():
+    model, adaptor = network("norm+dropout"), nn.Linear(6, 6)
+    terms = [FeatureDistillation("a", teacher(), adaptor), LogitDistillation("b", teacher())]
+    fit = trainer(model, objectives=terms)
+    before, random = weights(model) | weights(adaptor), torch.get_rng_state()
+    fit.rehearse(data())
+    assert same(weights(model) | weights(adaptor), before) and torch.equal(torch.get_rng_state(), random)
+    assert all(module.training for module in (*model.modules(), *(part for term in terms for part in term.modules())))
+    assert all(parameter.grad is None for parameter in model.parameters())

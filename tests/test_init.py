@@ -106,6 +106,12 @@ def test_a_run_predicts_anywhere_without_its_table(place, capsys):
     assert "must be one that Table reads" in refused(capsys, "evaluate", elsewhere, "--file", "x.npy")
     (elsewhere / "data.json").write_text("{")
     assert "must be JSON, found a damaged file" in refused(capsys, "predict", elsewhere, place / "labelled.csv")
+    (elsewhere / "data.json").write_text("{}")
+    (elsewhere / "layout.json").write_text("{}")  # whether or not the network is a compact one
+    for _ in range(2):
+        line = refused(capsys, "predict", elsewhere, place / "labelled.csv")
+        assert "data.json: it must be the encoding of a table, found a damaged one" in line and "layout" not in line
+        (elsewhere / "layout.json").unlink(missing_ok=True)
     (elsewhere / "data.json").unlink()
     assert "must hold data.json" in refused(capsys, "predict", elsewhere, place / "labelled.csv")
 

@@ -1,5 +1,6 @@
 """polytask: train one network for many tasks."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from polytask import data, distillation, models, schedules
@@ -14,6 +15,7 @@ from polytask.task import Prediction, Task, binary, classification, multilabel, 
 from polytask.training import History, Interrupted, Trainer, callbacks
 
 if TYPE_CHECKING:
+    from polytask import studies
     from polytask.studies import compare, front, group, load, sparsify
 
 __version__ = "0.1.0"
@@ -22,7 +24,7 @@ __all__ = [
     "Accumulator", "Arrays", "Batch", "Callback", "History", "Interrupted", "Metric", "Objective", "Prediction",
     "Ranks", "Task", "Trainer", "aggregation", "balance", "binary", "callbacks", "classification", "compare", "data",
     "distillation", "front", "group", "load", "models", "multilabel", "regression", "scalarization", "schedules",
-    "sparsify",
+    "sparsify", "studies",
 ]  # fmt: skip
 
 _STUDIES = ("compare", "front", "group", "load", "sparsify")
@@ -30,10 +32,9 @@ _STUDIES = ("compare", "front", "group", "load", "sparsify")
 
 def __getattr__(name: str) -> Any:
     # studies bring the configuration parser along, which most programs that import polytask never need
-    if name in _STUDIES:
-        from polytask import studies
-
-        return getattr(studies, name)
+    if name == "studies" or name in _STUDIES:
+        studies = importlib.import_module("polytask.studies")
+        return studies if name == "studies" else getattr(studies, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Real
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -43,13 +44,25 @@ def in_words(error: BaseException) -> str:
     return f"{kind}: {text}" if text else kind
 
 
+def number(name: str, value: object) -> None:
+    """Raises `TypeError` unless `value` is a real number.
+
+    >>> number("beta", "high")
+    Traceback (most recent call last):
+    TypeError: `beta` must be a number, found 'high'
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a number, found {value!r}")
+
+
 def at_least(name: str, value: float, minimum: float) -> None:
-    """Raises `ValueError` unless `value >= minimum`.
+    """Raises `TypeError` unless `value` is a number, `ValueError` unless `value >= minimum`.
 
     >>> at_least("epochs", 0, 1)
     Traceback (most recent call last):
     ValueError: `epochs` must be at least 1, found 0
     """
+    number(name, value)
     if not value >= minimum:
         raise ValueError(f"`{name}` must be at least {minimum}, found {value}")
 

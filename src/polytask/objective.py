@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from polytask.errors import number
+
 if TYPE_CHECKING:
     from polytask.batch import Batch
     from polytask.data.source import Source
@@ -38,16 +40,19 @@ class Objective(nn.Module, ABC):
 
     Balancers see it under its name exactly as they see a task. It takes part in an update only where it
     depends on a parameter that the update moves. Its own parameters and modules, if any, belong to one block:
-    they move, and rest, with the shared block, or with a task's.
+    they move, and rest, with the shared block, or with a task's. A term that belongs to a task speaks for it: where
+    it concerns examples of a step (`count`) the task's block moves as if they had labels, and a schedule that leaves
+    the task out leaves the term out, too.
 
     Args:
         name: unique among tasks and objectives.
         weight: fixed weight, above 0.
-        block: the task whose block its own parameters join; None for the shared block.
+        block: the task that it belongs to, whose block its own parameters join; None for the shared block.
     """
 
     def __init__(self, name: str, weight: float = 1.0, block: str | None = None) -> None:
         super().__init__()
+        number("weight", weight)
         if not weight > 0:
             raise ValueError(f"an objective's `weight` must be above 0, found {weight} for `{name}`")
         self.name = name
@@ -71,7 +76,8 @@ class Objective(nn.Module, ABC):
     def count(self, batch: Batch) -> int:
         """How many of a batch's examples its value is a mean over; 0 if the batch does not concern it.
 
-        A step of several batches, and of several processes, is worth the mean of the batches' values weighted so.
+        A step of several batches, and of several processes, is worth the mean of the batches' values weighted so. It
+        takes no part in a step none of whose examples concern it.
         """
         return batch.size
 

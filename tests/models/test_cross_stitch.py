@@ -128,7 +128,7 @@ def shared() -> CrossStitch:
         (lambda: CrossStitch(stages(), heads(), after=[3]), ValueError, "`after` must hold numbers of stages from 0 to 2, found 3"),
         (lambda: CrossStitch(stages(), heads(), after=[1, 1]), ValueError, "`after` must name each stage once, found [1, 1]"),
         (lambda: CrossStitch(stages(), heads(), channels=[6]), ValueError, "`channels` must hold a number for each of 3 units, found 1"),
-        (lambda: CrossStitch(stages(), heads(), channels=[6, 0, 6]), ValueError, "`channels` must be at least 1, found [6, 0, 6]"),
+        (lambda: CrossStitch(stages(), heads(), channels=[6, 0, 6]), ValueError, "`channels` must be at least 1, found 0"),
         (lambda: CrossStitch(stages(), heads(), beta=1.5), ValueError, "`beta` must be from 0 to 1, found 1.5"),
         (lambda: CrossStitch(stages(), heads(), channels=[4, 5, 6])(torch.zeros(4, 3)), ValueError, "found 4 for outputs of shape (4, 6)"),
         (lambda: CrossStitch({"a": [nn.Linear(3, 6)], "b": [nn.Linear(3, 1)]}, heads())(torch.zeros(4, 3)), ValueError,

@@ -9,7 +9,9 @@ import torch
 from tests.helpers import FEATURED, data, network, same, weights
 from torch import nn
 
-from polytask.models import ConvNet, LeNet, lsuv
+import polytask as pt
+from polytask.models import BySource, ConvNet, LeNet, lsuv
+from polytask.models.initialisation import lsuv_over
 
 X = data(200)[0]
 
@@ -125,3 +127,103 @@ def test_weights_that_are_all_zero_stay_so():
     nn.init.zeros_(model[2].weight)
     assert list(lsuv(model, X)) == ["0", "1"]
     assert not model[2].weight.any()
+
+
+# Towers that start equal
+
+
+def tower() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 6))
+
+
+def own() -> dict[str, nn.Module]:
+    return {name: nn.Linear(6, outputs) for name, outputs in (("a", 1), ("b", 3), ("c", 1))}
+
+
+TOWERED = {
+    "soft": lambda trunk: pt.models.SoftSharing(trunk, own()),
+    "single": lambda trunk: pt.models.SingleTask(trunk, own()),
+    "cross-stitch": lambda trunk: pt.models.CrossStitch(trunk, own()),
+    "grouped": lambda trunk: pt.models.Grouped(trunk, own(), [["a", "c"], ["b"]]),
+}
+
+
+@pytest.mark.parametrize("form", TOWERED)
+def test_towers_that_start_equal_stay_equal_and_reach_the_deviation(form: str):
+    model = TOWERED[form](tower())
+    before = weights(model)
+    reached = lsuv(model, X, tolerance=0.01)
+    first, *others = map(weights, model.side_by_side())
+    assert others and all(same(first, other) for other in others)
+    assert not any(same(value, before[name]) for name, value in weights(model).items() if "heads" in name)
+    assert not same(first["0.weight"], first["2.weight"])
+    assert reached.keys() == outputs(model, X).keys()
+    for name, value in outputs(model, X).items():
+        assert value == pytest.approx(1.0, abs=0.011) and reached[name] == pytest.approx(value, rel=1e-4)
+
+
+def test_towers_of_their_own_stay_their_own():
+    model = pt.models.SoftSharing({name: tower() for name in "abc"}, own())
+    model.towers["c"][0].load_state_dict(model.towers["a"][0].state_dict())
+    lsuv(model, X)
+    a, b, c = (weights(model.towers[name]) for name in "abc")
+    assert same(a["0.weight"], c["0.weight"])
+    assert not any(same(a[key], b[key]) or same(b[key], c[key]) for key in ("0.weight", "2.weight"))
+    assert not same(a["2.weight"], c["2.weight"])
+
+
+def test_copies_one_above_the_other_are_drawn_apart():
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.ReLU(), nn.Linear(4, 4))
+    model[2].load_state_dict(layer.state_dict())
+    lsuv(model, torch.randn(50, 4))
+    assert not same(weights(model[0]), weights(model[2]))
+
+
+def test_towers_that_read_different_examples_stay_equal_too():
+    """One factor for both: neither alone has the deviation, all their outputs together have."""
+    model = TOWERED["soft"](tower())
+    small, large = X[:50], 4 * X[50:100] + 1
+    reached = lsuv_over(
+        model, [lambda: model(small, ["a"]), lambda: model(large, ["b"])], std=1.0, tolerance=1e-3, tries=10, seed=0
+    )  # fmt: skip
+    first, *others = map(weights, model.side_by_side())
+    assert all(same(first, other) for other in others)  # that of c, which has not run, among them
+    layer = model.towers["a"][0]
+    parts = [layer(part) for part in (small, large)]
+    assert torch.cat(parts).std(correction=2).item() == pytest.approx(reached["towers.a.0"], rel=1e-5)
+    assert reached["towers.a.0"] == pytest.approx(1, abs=1e-3)
+    assert parts[0].std() < 0.7 and parts[1].std() > 1.2
+    assert {f"towers.{name}.0" for name in "abc"} < reached.keys() and "heads.c" not in reached
+
+
+# Several calls
+
+
+def test_what_two_calls_run_through_is_measured_on_both_and_after_both():
+    encoders = {"short": nn.Linear(3, 4), "long": nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4))}
+    model = BySource(encoders, nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
+    inputs = {"short": X[:40], "long": torch.randn(60, 5, generator=torch.Generator().manual_seed(1)) - 2}
+    calls = [lambda name=name: model(inputs[name], name) for name in inputs]
+    reached = lsuv_over(model, calls, std=2.0, tolerance=1e-3, tries=10, seed=0)
+    assert list(reached).index("trunk.0") > max(
+        list(reached).index(f"encoders.{n}") for n in ("short", "long.0", "long.2")
+    )
+    with torch.no_grad():
+        read = {name: encoders[name](values) for name, values in inputs.items()}
+        hidden = torch.cat([*read.values()])
+        for layer in (model.trunk[0], model.trunk[2]):
+            hidden = layer(hidden)
+            assert hidden.std(correction=2).item() == pytest.approx(2.0, abs=1.1e-3)
+            hidden = hidden.relu()
+    for value in read.values():
+        assert value.std().item() == pytest.approx(2.0, abs=1.1e-3)
+
+
+def test_layers_that_run_in_different_orders_are_refused():
+    one, other = nn.Linear(3, 3), nn.Linear(3, 3)
+    model = nn.ModuleList([one, other])
+    with pytest.raises(
+        ValueError, match=r"layers must run in one order whatever the batch, found several of `[01]`, `[01]`"
+    ):
+        lsuv_over(model, [lambda: other(one(X)), lambda: one(other(X))], std=1.0, tolerance=0.1, tries=1, seed=0)

@@ -119,7 +119,8 @@ def test_training_draws_the_towers_together():
 
 
 def context(model: SoftSharing) -> Any:
-    return pt.objective.Context(model, None, None, {})  # pyright: ignore[reportArgumentType]
+    nothing: Any = None
+    return pt.objective.Context(model, nothing, nothing, {})
 
 
 def test_the_distance_is_that_of_all_pairs():
@@ -231,7 +232,7 @@ def tied() -> SoftSharing:
         (tied, ValueError, "found one parameter in the tower of task `a` and the tower of task `b`"),
         (lambda: TowerDistance(-1), ValueError, "`weight` must be at least 0, found -1"),
         (lambda: TowerTraceNorm(float("nan")), ValueError, "`weight` must be at least 0, found nan"),
-        (lambda: TowerDistance(parameters="trunk"), TypeError, "must be a list of names or prefixes, found the string 'trunk'"),
+        (lambda: TowerDistance(parameters="trunk"), TypeError, "`parameters` must be a list of names or prefixes, found 'trunk'"),
         (lambda: trainer(network(form="single"), objectives=[TowerDistance()]), ValueError, "TowerDistance needs the model SoftSharing, found SingleTask"),
         (lambda: trainer(unlike(), objectives=[TowerDistance()]), ValueError, "must have one shape, found [(6, 2), (6, 3)] for `weight`"),
         (lambda: trainer(soft(), objectives=[TowerDistance(parameters=["0.wight"])]), ValueError, "found no such `0.wight`: did you mean `0.weight`?"),

@@ -122,6 +122,24 @@ def test_every_source_is_seen_though_the_first_has_every_task(caplog):
     assert "keep their weights" not in caplog.text
 
 
+def test_a_trunk_that_sources_share_is_scaled_on_all_of_them():
+    encoders = {"left": nn.Linear(3, 4), "right": nn.Sequential(nn.Linear(5, 4), nn.Tanh())}
+    trunk = pt.models.BySource(encoders, nn.Linear(4, 4))
+    model, look = (
+        pt.models.HardSharing(trunk, {"a": nn.Linear(4, 1), "b": nn.Linear(4, 3), "c": nn.Linear(4, 1)}),
+        Seen(),
+    )
+    (x, y), right = two_sources.part(40, 3, "abc"), two_sources.part(24, 5, "b", 1)
+    sources = {"left": (x + 5, y), "right": right}
+    callbacks = [pt.callbacks.LSUV(16, tolerance=1e-3), look]
+    trainer(model, tasks=two_sources.tasks(), optimizer=still, callbacks=callbacks).fit(sources, epochs=1)
+    model.load_state_dict(look.weights)
+    with torch.no_grad():
+        parts = [model.features(inputs[:16], name) for name, (inputs, _) in sources.items()]
+    assert torch.cat(parts).std(correction=2).item() == pytest.approx(1.0, abs=1.1e-3)
+    assert all(abs(part.std().item() - 1) > 0.05 for part in parts)
+
+
 def test_a_task_whose_targets_come_late_is_seen():
     x, y = data(24)
     y["b"][:20] = -100

@@ -74,6 +74,14 @@ def in_range(
             raise ValueError(f"every value of `{setting}` must be finite{bounds}, found {value} for {_where(key)}")
 
 
+def sums_to_one(setting: str, given: Mapping[str, float] | Sequence[float] | None) -> None:
+    """Raises `ValueError` unless numbers that are given sum to 1, to 1e-4."""
+    if given is not None:
+        total = sum(given.values() if isinstance(given, Mapping) else given)
+        if abs(total - 1) > 1e-4:
+            raise ValueError(f"`{setting}` must sum to 1, found a sum of {total:g}")
+
+
 def number(setting: str, value: Any, key: str | int | None = None) -> None:
     """Raises `TypeError` unless a setting, or its value for `key`, is a number."""
     try:

@@ -9,19 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from polytask.balancing import flat
 from polytask.balancing.base import Balancer, CotangentAggregator, JacobianAggregator
-from polytask.balancing.flat import (
-    Gradients,
-    accumulate,
-    check_examples,
-    flat_parts,
-    halves,
-    inner,
-    put_examples,
-    split_examples,
-    unflatten,
-    widest,
-)  # fmt: skip
 from polytask.balancing.gradients import Backward
 from polytask.balancing.keyed import to_device
 from polytask.ranks import Ranks
@@ -85,7 +74,7 @@ class ParallelBackward(Backward):
         self, names: Sequence[str], totals: Sequence[Tensor], scales: Sequence[float], features: Sequence[Tensor] = ()
     ) -> None:
         if self._at_features:
-            check_examples(features)
+            flat.check_examples(features)
         for name, total, scale in zip(names, totals, scales, strict=True):
             value = total.detach() * scale
             self._values[name] = self._values[name] + value if name in self._values else value
@@ -155,20 +144,20 @@ class ParallelBackward(Backward):
         count = len(names)
         present = [name for name, flag in zip(names, flags[:count], strict=True) if flag]
         reached = [name for name, flag in zip(names, flags[count:], strict=True) if flag]
-        values = told[-max(count, 1) :].to(widest(self._parameters)).unbind()
+        values = told[-max(count, 1) :].to(flat.widest(self._parameters)).unbind()
         self._values = {name: value for name, value in zip(names, values, strict=False) if name in present}
         return present, reached, told[len(marks) + 1]
 
-    def _total(self, gradients: Gradients, parameters: Sequence[Parameter]) -> list[Tensor | None]:
+    def _total(self, gradients: flat.Gradients, parameters: Sequence[Parameter]) -> list[Tensor | None]:
         """Gradients summed over ranks in one piece; None where no rank has one."""
         if not parameters:
             return []
         flags = [gradient is not None for gradient in gradients]
-        like = parameters[0].new_empty(0, dtype=widest(parameters))
-        flat = torch.cat([*flat_parts(gradients, parameters), like.new_tensor(flags)])
-        self._ranks.sum(flat)
-        given = flags if all(flags) else flat[-len(flags) :].tolist()
-        pieces = unflatten(flat[: -len(flags)], parameters)
+        like = parameters[0].new_empty(0, dtype=flat.widest(parameters))
+        joined = torch.cat([*flat.flat_parts(gradients, parameters), like.new_tensor(flags)])
+        self._ranks.sum(joined)
+        given = flags if all(flags) else joined[-len(flags) :].tolist()
+        pieces = flat.unflatten(joined[: -len(flags)], parameters)
         return [piece if flag else None for piece, flag in zip(pieces, given, strict=True)]
 
     # Weights first
@@ -186,9 +175,9 @@ class ParallelBackward(Backward):
             self._weigh_part(names, totals, scales)
         if self._rows:
             weights = torch.stack([torch.as_tensor(self._weights[name]) for name in self._rows]).to(self._jacobian)
-            _merge(self._sums, unflatten(weights @ self._jacobian[: len(self._rows)], self._shared))
+            _merge(self._sums, flat.unflatten(weights @ self._jacobian[: len(self._rows)], self._shared))
         self._merge_own(self._weights if self._direct else {})
-        accumulate(self._parameters, self._total(self._sums, self._parameters))
+        flat.accumulate(self._parameters, self._total(self._sums, self._parameters))
 
     def _weigh_part(self, names: Sequence[str], totals: Sequence[Tensor], scales: Sequence[float]) -> None:
         """The weighted gradient of one batch of this rank."""
@@ -202,7 +191,7 @@ class ParallelBackward(Backward):
         shared = torch.autograd.grad(totals, tuple(self._shared), starts, retain_graph=True, allow_unused=True)
         _merge(self._sums, (*shared, *self._own_part(totals, scales)))
 
-    def _own_part(self, totals: Sequence[Tensor], scales: Sequence[float]) -> Gradients:
+    def _own_part(self, totals: Sequence[Tensor], scales: Sequence[float]) -> flat.Gradients:
         """Every task-specific parameter's gradient of its own losses, of one batch."""
         if not self._specific:
             return ()
@@ -218,7 +207,7 @@ class ParallelBackward(Backward):
                 _merge(self._sums, [part], cut + position)
 
     def _accumulate_own(self) -> None:
-        accumulate(self._specific, self._total(self._sums[len(self._shared) :], self._specific))
+        flat.accumulate(self._specific, self._total(self._sums[len(self._shared) :], self._specific))
 
     # The Jacobian
 
@@ -228,7 +217,7 @@ class ParallelBackward(Backward):
             evidence = self._evidence(reached)
             evidence.jacobian = self._ranks.sum(self._complete(reached))
             gradient = self._combine(evidence, evidence.jacobian, weights)
-            accumulate(self._shared, self._where_reached(unflatten(gradient, self._shared)))
+            flat.accumulate(self._shared, self._where_reached(flat.unflatten(gradient, self._shared)))
         self._merge_own({} if self._aggregates else weights)
         self._accumulate_own()
         self._weights = weights
@@ -246,7 +235,7 @@ class ParallelBackward(Backward):
         if list(self._rows) == names:
             return self._jacobian[: len(names)]
         width = sum(p.numel() for p in self._shared)
-        rows = torch.zeros(len(names), width, dtype=widest(self._shared), device=self._shared[0].device)
+        rows = torch.zeros(len(names), width, dtype=flat.widest(self._shared), device=self._shared[0].device)
         for name, row in self._rows.items():
             rows[names.index(name)] = self._jacobian[row]
         return rows
@@ -254,7 +243,7 @@ class ParallelBackward(Backward):
     # The feature boundary
 
     def _finish_examples(self, present: list[str], examples: Tensor) -> None:
-        dtype, device = widest(self._shared), self._shared[0].device
+        dtype, device = flat.widest(self._shared), self._shared[0].device
         parts = [self._boundary_rows(present, *batch).to(dtype) for batch in self._kept]
         own = torch.cat(parts, dim=1) if parts else torch.zeros(len(present), 0, dtype=dtype, device=device)
         self._weights = dict.fromkeys(present, 1.0)
@@ -265,10 +254,10 @@ class ParallelBackward(Backward):
         pieces = combined.split([part.shape[1] for part in parts]) if parts else ()
         shared: list[Tensor | None] = [None] * len(self._shared)
         for (_, _, _, features), piece in zip(self._kept, pieces, strict=True):
-            starts = split_examples(piece, features)
+            starts = flat.split_examples(piece, features)
             _merge(shared, torch.autograd.grad(features, tuple(self._shared), starts, allow_unused=True))
         self._sums[: len(shared)] = shared
-        accumulate(self._parameters, self._total(self._sums, self._parameters))
+        flat.accumulate(self._parameters, self._total(self._sums, self._parameters))
 
     def _boundary_rows(
         self, every: list[str], names: list[str], totals: Sequence[Tensor], scales: Sequence[float],
@@ -276,13 +265,13 @@ class ParallelBackward(Backward):
     ) -> Tensor:  # fmt: skip
         """(K, Z) gradients at the boundary of one batch, by example; task-specific ones are added up on the way."""
         rows = torch.zeros(
-            len(every), sum(f.numel() for f in features), dtype=widest(features), device=features[0].device
+            len(every), sum(f.numel() for f in features), dtype=flat.widest(features), device=features[0].device
         )
         inputs, cut = (*features, *self._specific), len(features)
         for name, total, scale in zip(names, totals, scales, strict=True):
             start = self._start(total, 1.0, scale)
             pulled = torch.autograd.grad(total, inputs, start, retain_graph=True, allow_unused=True)
-            put_examples(rows[every.index(name)], pulled[:cut], features)
+            flat.put_examples(rows[every.index(name)], pulled[:cut], features)
             _merge(self._sums, pulled[cut:], len(self._shared))
         return rows
 
@@ -322,25 +311,25 @@ class ParallelBackward(Backward):
             evidence.gram = gram if len(reached) == len(present) else gram[reached][:, reached]
             combined = self._weights_from(evidence, gram)
             self._weights.update(zip(evidence.names, combined.unbind(), strict=True))
-            accumulate(self._shared, self._total(self._pull(self._weights, self._shared), self._shared))
+            flat.accumulate(self._shared, self._total(self._pull(self._weights, self._shared), self._shared))
         for _, totals, scales, _ in self._kept:
             _merge(self._sums, self._own_part(totals, scales), len(self._shared))
         self._accumulate_own()
 
     def _products(self, names: Sequence[str]) -> tuple[Tensor, list[int]]:
         """As in one process; the first of a pair is the gradient over all ranks, the second this rank's."""
-        gram = torch.zeros(len(names), len(names), dtype=widest(self._shared), device=self._shared[0].device)
+        gram = torch.zeros(len(names), len(names), dtype=flat.widest(self._shared), device=self._shared[0].device)
         reached: set[int] = set()
-        for group in halves(self._shared):
+        for group in flat.halves(self._shared):
             some: list[int] = []
             for i, first in enumerate(names):
                 held = self._total(self._pull({first: 1.0}, group), group)
                 if all(gradient is None for gradient in held):
                     continue
                 if self._ranks.first:  # the same on every rank, and to be counted once
-                    gram[i, i] += inner(held, held)
+                    gram[i, i] += flat.inner(held, held)
                 for j in some:
-                    product = inner(held, self._pull({names[j]: 1.0}, group))
+                    product = flat.inner(held, self._pull({names[j]: 1.0}, group))
                     gram[i, j] += product
                     gram[j, i] += product
                 some.append(i)
@@ -349,7 +338,7 @@ class ParallelBackward(Backward):
         self._ranks.sum(gram)
         return gram if self._factor is None else gram / self._factor**2, sorted(reached)
 
-    def _pull(self, weights: Mapping[str, Any], inputs: Sequence[Parameter]) -> Gradients:
+    def _pull(self, weights: Mapping[str, Any], inputs: Sequence[Parameter]) -> flat.Gradients:
         if not any(name in weights for names, *_ in self._kept for name in names):
             return [None] * len(inputs)
         return super()._pull(weights, inputs)

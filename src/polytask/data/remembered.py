@@ -36,16 +36,16 @@ class Wrapped(Source):
         self.tells_everywhere, self.monitored = source.tells_everywhere, source.monitored
 
     @property
-    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] (read and set at the other's)
         """The other source's, which labels the batches."""
         return self.source.name
 
     @name.setter
-    def name(self, name: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def name(self, name: str) -> None:  # pyright: ignore[reportIncompatibleVariableOverride] (as above)
         self.source.name = name
 
     @property
-    def batch_size(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def batch_size(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride] (read at the other's)
         """The other source's."""
         return self.source.batch_size
 
@@ -73,6 +73,9 @@ class Wrapped(Source):
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, ...]]:
         return self.source.steps(epoch, start)
+
+    def preview(self) -> Iterator[tuple[Batch, ...]]:
+        return self.source.preview()
 
     def in_order(self, size: int) -> Iterator[Batch]:
         return self.source.in_order(size)
@@ -139,6 +142,21 @@ class Remembered(Wrapped):
         for batches in self.source.steps(epoch, start):
             yield tuple(self._with_values(batch, self._stores) for batch in batches)
 
+    @torch.no_grad()
+    def preview(self) -> Iterator[tuple[Batch, ...]]:
+        """Batches with the values that training would look up for them, computed for them alone."""
+        for batches in self.source.preview():
+            yield tuple(map(self._with_own_values, batches))
+
+    def _with_own_values(self, batch: Batch) -> Batch:
+        part = self.parts.get(batch.source, self.source)
+        if not batch.size or batch.rows is None or not part.cacheable or part.examples is None:
+            return batch
+        values = self._function(batch)
+        if values is None or _size(values) * part.examples > self._limit * batch.size:
+            return batch
+        return batch.but(known=batch.known | {self._key: values})
+
     def _with_values(self, batch: Batch, stores: Mapping[str, Any]) -> Batch:
         rows = batch.rows
         if rows is None or batch.source not in stores:
@@ -168,7 +186,7 @@ class Remembered(Wrapped):
             values = self._function(batch)
             if values is None:
                 continue
-            size += sum(t.numel() * t.element_size() for t in tensors_of(values))
+            size += _size(values)
             if size * part.examples > self._limit * seen:  # known from the first chunk on
                 expected = size * part.examples // seen
                 return self._refuse(name, f"the values take {expected} bytes, above the limit of {self._limit}")
@@ -185,6 +203,11 @@ class Remembered(Wrapped):
 
     def _what(self, name: str) -> str:
         return f"{self._key}, source `{name}`" if name else str(self._key)
+
+
+def _size(values: Any) -> int:
+    """Bytes."""
+    return sum(t.numel() * t.element_size() for t in tensors_of(values))
 
 
 def _by_row(rows: Tensor, parts: list[Any]) -> Any:

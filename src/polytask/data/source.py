@@ -100,6 +100,13 @@ class Source(ABC):
     def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, ...]]:
         """The batches of each optimizer step of epoch `epoch`, from step `start` on."""
 
+    def preview(self) -> Iterator[tuple[Batch, ...]]:
+        """The batches of the first epoch's steps, to be looked at: like `steps`, without what only training pays for.
+
+        A source that prepares something for all examples before its first step prepares it for these alone.
+        """
+        return self.steps(0)
+
     @abstractmethod
     def in_order(self, size: int) -> Iterator[Batch]:
         """Every example once, in storage order, in batches of at most `size`, nothing augmented."""

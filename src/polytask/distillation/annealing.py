@@ -232,9 +232,15 @@ class _Taught(Wrapped):
         self._annealing.bind(tasks, device)
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, ...]]:
+        return self._all_taught(self.source.steps(epoch, start))
+
+    def preview(self) -> Iterator[tuple[Batch, ...]]:
+        return self._all_taught(self.source.preview())
+
+    def _all_taught(self, steps: Iterator[tuple[Batch, ...]]) -> Iterator[tuple[Batch, ...]]:
         counts = self.label_counts()
         known = counts is not None and counts == self.source.label_counts()
-        for batches in self.source.steps(epoch, start):
+        for batches in steps:
             taught = map(self._annealing.taught, batches)
             # counts over all ranks are of targets: where more is taught, ranks must count together, or none may
             yield tuple(batch if known else batch.but(everywhere=None) for batch in taught)

@@ -24,6 +24,7 @@ from polytask.distillation.teachers import (
     distance_for,
     frozen,
     outputs_of,
+    reading,
 )
 from polytask.errors import at_least
 from polytask.models.base import Model
@@ -94,8 +95,9 @@ class FeatureDistillation(_Distillation):
     gets no gradient.
 
     The adaptor is trained with the task's own block: in specific phases of alternate training it learns on resting
-    features, in shared phases the trunk learns through the resting adaptor. λ_k is chosen, like any setting, on
-    validation data.
+    features, in shared phases the trunk learns through the resting adaptor. A step without any label of the task
+    trains trunk and adaptor alike; the head, which this term does not reach, rests then. λ_k is chosen, like any
+    setting, on validation data.
 
     Args:
         task: whose teacher it is.
@@ -152,7 +154,8 @@ class FeatureDistillation(_Distillation):
         wanted = answer(context.batch, self.name, self._answer)
         if wanted is None:
             return _nothing(context)
-        adapted = self.adaptor(context.features)
+        with reading("an adaptor", self.task, context.features):
+            adapted = self.adaptor(context.features)
         if adapted.shape != wanted.shape:
             raise ValueError(
                 f"an adaptor must give what the teacher's features are, {tuple(wanted.shape)}, found "
@@ -162,10 +165,11 @@ class FeatureDistillation(_Distillation):
 
     def _ask(self, batch: Batch) -> Tensor:
         teacher = self.teacher
-        if not isinstance(teacher, Model):
-            return teacher(batch.inputs)
-        shared = teacher.features(batch.inputs, batch.source) if teacher.boundary else None
-        return teacher.representation(self.task, shared, batch.inputs, batch.source)
+        with reading("a teacher", self.task, batch.inputs):
+            if not isinstance(teacher, Model):
+                return teacher(batch.inputs)
+            shared = teacher.features(batch.inputs, batch.source) if teacher.boundary else None
+            return teacher.representation(self.task, shared, batch.inputs, batch.source)
 
 
 @final
@@ -179,7 +183,8 @@ class LogitDistillation(_Distillation):
     T² KL(softmax(t/T) ‖ softmax(s/T)) for classes, of T² KL between Bernoulli distributions, averaged over labels, for
     binary and multi-label tasks, and of (s - t)² for regression, where T plays no part. The factor T² keeps the size of
     the gradient whatever T. All examples count, labelled for the task or not; of several sources only those that
-    have the task.
+    have the task. A step without any label of the task trains trunk and head, each in the phases in which it
+    moves; a step none of whose sources has the task leaves the head alone.
 
     Args:
         task: whose teacher it is.
@@ -208,7 +213,7 @@ class LogitDistillation(_Distillation):
         name: str | None = None,
         cache_limit: int = CACHE_LIMIT,
     ) -> None:
-        super().__init__(task, teacher, name or f"{task}-outputs", weight, None, cache_limit)
+        super().__init__(task, teacher, name or f"{task}-outputs", weight, task, cache_limit)
         check_temperature(temperature)
         self.temperature = temperature
         self._distance: Callable[[Tensor, Tensor, float], Tensor] | None = None

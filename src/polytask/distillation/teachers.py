@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -35,10 +36,30 @@ def digest(teacher: nn.Module) -> str:
 
 
 def outputs_of(teacher: nn.Module, tasks: Sequence[str], batch: Batch) -> dict[str, Tensor]:
-    """The teacher's raw outputs (B, C) for each of `tasks`; for the only one if it is not a `Model`."""
-    if isinstance(teacher, Model):
-        return teacher(batch.inputs, tasks, batch.source)
-    return {tasks[0]: teacher(batch.inputs)}
+    """The teacher's raw outputs (B, C) for each of `tasks`; for the only one if it is not a `Model`.
+
+    Raises:
+        ValueError: it does not take the inputs.
+    """
+    with reading("a teacher", tasks[0], batch.inputs):
+        if isinstance(teacher, Model):
+            return teacher(batch.inputs, tasks, batch.source)
+        return {tasks[0]: teacher(batch.inputs)}
+
+
+@contextmanager
+def reading(what: str, task: str, read: Any) -> Iterator[None]:
+    """Within it, a module of a task that cannot take what it is given, `read`, raises a `ValueError` that says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # such as one of a device's memory
+            raise
+        shapes = [tuple(tensor.shape) for tensor in tensors_of(read)]
+        raise ValueError(
+            f"{what} must take what it is given, of shape {', '.join(map(str, shapes))}, for task `{task}`, found: "
+            f"{error}"
+        ) from error
 
 
 def concerned(batch: Batch, task: str) -> bool:

@@ -104,6 +104,13 @@ class Model(nn.Module, ABC):
             raise TypeError(f"{type(self).__name__} must have a feature boundary to tell features, found none")
         return features
 
+    def side_by_side(self) -> Sequence[nn.Module]:
+        """Modules that run beside one another, such as the towers of tasks; none unless the model has some.
+
+        Those of their layers that start equal are to start equal whatever draws them anew (`polytask.models.lsuv`).
+        """
+        return ()
+
     @abstractmethod
     def blocks(self) -> Blocks:
         """Which parameters and modules are whose. Recomputed at each call: parameters may be replaced."""
@@ -128,36 +135,3 @@ class Model(nn.Module, ABC):
         features = self.features(inputs, source)
         read = inputs if self.heads_read_inputs else None
         return {task: self.head(task, features, read) for task in tasks or self.task_names}
-
-
-def check_heads(heads: Mapping[str, nn.Module]) -> None:
-    """Raises unless `heads` is a non-empty mapping of modules."""
-    if not heads:
-        raise ValueError("`heads` must name a module for at least one task, found none")
-    for task, head in heads.items():
-        if not isinstance(head, nn.Module):
-            raise TypeError(f"`heads` must map tasks to modules, found {type(head).__name__} for task `{task}`")
-        if hasattr(nn.ModuleDict, task) or task == "training":
-            raise ValueError(f"a head's name must not be an attribute of torch's ModuleDict, found `{task}`")
-
-
-def check_same_tasks(name: str, modules: Mapping[str, object], heads: Mapping[str, object]) -> None:
-    """Raises unless `modules`, the argument `name`, has an entry for each head and for nothing else."""
-    if set(modules) != set(heads):
-        raise ValueError(
-            f"every task must have a head and an entry in `{name}`, found {sorted(modules)} in `{name}` and heads for "
-            f"{sorted(heads)}"
-        )
-    for task, module in modules.items():
-        if not isinstance(module, nn.Module) and not isinstance(module, list):
-            raise TypeError(f"`{name}` must map tasks to modules, found {type(module).__name__} for task `{task}`")
-
-
-def check_apart(name: str, modules: Mapping[str, nn.Module]) -> None:
-    """Raises if two of the modules, {what it is: module} of the argument `name`, have a parameter in common."""
-    owners: dict[int, str] = {}
-    for what, module in modules.items():
-        for parameter in module.parameters():
-            owner = owners.setdefault(id(parameter), what)
-            if owner != what:
-                raise ValueError(f"`{name}` must be modules of their own, found one parameter in {owner} and {what}")

@@ -8,6 +8,7 @@ from typing import Any, final
 from torch import nn
 
 from polytask.errors import nearest
+from polytask.models.checks import check_mapping, check_module
 
 
 @final
@@ -22,6 +23,7 @@ class BySource(nn.Module):
 
     Raises:
         ValueError: there is no encoder, or (when called) none of that name.
+        TypeError: an encoder or the trunk is not a module.
 
     >>> import torch
     >>> trunk = BySource({"reviews": nn.Linear(9, 4), "tickets": nn.Linear(5, 4)}, nn.Linear(4, 2))
@@ -31,6 +33,11 @@ class BySource(nn.Module):
 
     def __init__(self, encoders: Mapping[str, nn.Module], trunk: nn.Module | None = None) -> None:
         super().__init__()
+        check_mapping("encoders", encoders, "sources to modules")
+        for source, encoder in encoders.items():
+            check_module(f"encoders[{source!r}]", encoder)
+        if trunk is not None:
+            check_module("trunk", trunk)
         if not encoders:
             raise ValueError("`encoders` must name a module for at least one source, found none")
         self.encoders = nn.ModuleDict(encoders)

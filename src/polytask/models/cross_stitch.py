@@ -9,8 +9,10 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from polytask.models.base import Block, Blocks, Model, check_apart, check_heads, check_same_tasks
+from polytask.errors import number
+from polytask.models.base import Block, Blocks, Model
 from polytask.models.by_source import encode
+from polytask.models.checks import check_apart, check_heads, check_list, check_numbers, check_same_tasks, modules_of
 
 Stages = nn.Sequential | Sequence[nn.Module]
 
@@ -45,7 +47,7 @@ class CrossStitch(Model):
         ValueError: there is no head, no stage, or towers and heads are not for the same tasks; towers of different
             lengths or with a parameter in common; `after`, `channels` or `beta` out of range; or (at the first call)
             outputs that do not fit together or to `channels`.
-        TypeError: something is not a module.
+        TypeError: something is not a module, or not a number.
 
     >>> tower = [nn.Linear(2, 8), nn.Linear(8, 4)]
     >>> model = CrossStitch(tower, heads={"circle": nn.Linear(4, 1), "rhombus": nn.Linear(4, 1)}, beta=0.25)
@@ -69,15 +71,15 @@ class CrossStitch(Model):
         towers = _towers(stages, heads)
         depth = len(next(iter(towers.values())))
         places = _places(after, depth)
+        check_numbers("channels", channels, 1)
         if channels and len(channels) != len(places):
             raise ValueError(f"`channels` must hold a number for each of {len(places)} units, found {len(channels)}")
-        if any(count < 1 for count in channels):
-            raise ValueError(f"`channels` must be at least 1, found {list(channels)}")
+        number("beta", beta)
         if not 0 <= beta <= 1:
             raise ValueError(f"`beta` must be from 0 to 1, found {beta}")
         counts = channels or [None] * len(places)
         start = _start(len(heads), beta)
-        self.towers = nn.ModuleDict({task: nn.ModuleList(towers[task]) for task in heads})
+        self.towers = nn.ModuleDict({task: towers[task] for task in heads})
         self.units = nn.ModuleDict(
             {str(place): _Unit(start, count, learn) for place, count in zip(places, counts, strict=True)}
         )
@@ -98,6 +100,9 @@ class CrossStitch(Model):
 
     def representation(self, task: str, features: Any, inputs: Any, source: str = "") -> Tensor:
         return features[task]
+
+    def side_by_side(self) -> list[nn.Module]:
+        return [*self.towers.values()]
 
     def blocks(self) -> Blocks:
         own = {task: Block.of(self.heads[task]) for task in self.task_names}
@@ -147,32 +152,24 @@ def _start(tasks: int, beta: float) -> Tensor:
     return torch.full((tasks, tasks), beta / (tasks - 1)).fill_diagonal_(1 - beta)
 
 
-def _towers(stages: Any, heads: Mapping[str, nn.Module]) -> dict[str, list[nn.Module]]:
+def _towers(stages: Any, heads: Mapping[str, nn.Module]) -> dict[str, nn.ModuleList]:
     if not isinstance(stages, Mapping):
-        one = _modules(stages)
-        towers = {task: copy.deepcopy(one) for task in heads}
+        one = modules_of("stages", stages)
+        towers = {task: nn.ModuleList(copy.deepcopy(one)) for task in heads}
     else:
-        towers = {task: _modules(modules) for task, modules in stages.items()}
+        towers = {task: nn.ModuleList(modules_of("stages", modules)) for task, modules in stages.items()}
     check_same_tasks("stages", towers, heads)
     lengths = {task: len(tower) for task, tower in towers.items()}
     if len(set(lengths.values())) > 1 or not all(lengths.values()):
         raise ValueError(f"`stages` must hold as many modules for each task, at least 1, found {lengths}")
-    whole = {f"the tower of task `{task}`": nn.ModuleList(tower) for task, tower in towers.items()}
-    check_apart("stages", whole)
+    check_apart("stages", {f"the tower of task `{task}`": tower for task, tower in towers.items()})
     return towers
-
-
-def _modules(modules: Any) -> list[nn.Module]:
-    if isinstance(modules, (list, tuple, nn.Sequential, nn.ModuleList)):
-        kept = list(modules)
-        if all(isinstance(module, nn.Module) for module in kept):
-            return kept
-    raise TypeError(f"`stages` must hold lists of modules, found {type(modules).__name__}")
 
 
 def _places(after: Sequence[int] | None, depth: int) -> list[int]:
     if after is None:
         return list(range(depth))
+    check_list("after", after, "numbers of stages")
     for place in after:
         if not isinstance(place, int) or not 0 <= place < depth:
             raise ValueError(f"`after` must hold numbers of stages from 0 to {depth - 1}, found {place}")

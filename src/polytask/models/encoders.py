@@ -8,7 +8,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from polytask.errors import one_of, whole
+from polytask.errors import number, one_of, whole
+from polytask.models.checks import check_numbers
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "silu": nn.SiLU}
 
@@ -27,6 +28,7 @@ class MLP(nn.Sequential):
 
     Raises:
         ValueError: a width below 1, both `widths` and `outputs` empty, or an unknown name.
+        TypeError: a width that is not a whole number, or a probability that is not a number.
 
     >>> import torch
     >>> MLP(2, [64, 64], outputs=1)(torch.zeros(5, 2)).shape
@@ -44,12 +46,15 @@ class MLP(nn.Sequential):
     ) -> None:
         one_of("activation", activation, ACTIVATIONS)
         one_of("init", init, ("default", "glorot"))
+        check_numbers("widths", widths, 1)
+        number("dropout", dropout)
         if not widths and outputs is None:
             raise ValueError("an MLP must have `widths` or `outputs`, found neither")
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), found {dropout}")
-        for width in (inputs, *widths, *([] if outputs is None else [outputs])):
-            whole("width", width, 1)
+        whole("inputs", inputs, 1)
+        if outputs is not None:
+            whole("outputs", outputs, 1)
         layers: list[nn.Module] = []
         for before, after in zip((inputs, *widths), widths, strict=False):
             layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]

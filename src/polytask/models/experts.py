@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from polytask.errors import whole
-from polytask.models.base import check_apart
 from polytask.models.by_source import encode
+from polytask.models.checks import check_apart, check_mapping, check_module, shown
 
 
 def check_experts(name: str, groups: Mapping[str, Sequence[nn.Module]]) -> None:
@@ -18,7 +18,7 @@ def check_experts(name: str, groups: Mapping[str, Sequence[nn.Module]]) -> None:
     for whose, experts in groups.items():
         where = f" for {whose}" if whose else ""
         if not isinstance(experts, (list, tuple, nn.ModuleList)):
-            raise TypeError(f"`{name}` must hold lists of modules, found {type(experts).__name__}{where}")
+            raise TypeError(f"`{name}` must hold lists of modules, found {shown(experts)}{where}")
         for expert in experts:
             if not isinstance(expert, nn.Module):
                 raise TypeError(f"`{name}` must hold lists of modules, found a list with {expert!r}{where}")
@@ -26,9 +26,28 @@ def check_experts(name: str, groups: Mapping[str, Sequence[nn.Module]]) -> None:
     check_apart(name, dict(numbered))
 
 
-def linear_gate(width: int, experts: int) -> nn.Module:
-    """The papers' gate, a matrix: inputs (B, ...) of `width` numbers each to logits (B, experts)."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(width, experts, bias=False))
+def check_encoder(encoder: object) -> None:
+    """Raises `TypeError` unless `encoder` is a module or None."""
+    if encoder is not None:
+        check_module("encoder", encoder)
+
+
+@final
+class LinearGate(nn.Sequential):
+    """The papers' gate, a matrix: inputs (B, ...) of `width` numbers each to logits (B, experts).
+
+    Raises:
+        ValueError: (when called) the inputs have another width.
+    """
+
+    def __init__(self, width: int, experts: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(width, experts, bias=False))
+
+    def forward(self, input: Tensor) -> Tensor:
+        width, read = self[1].in_features, input.shape[1:].numel()
+        if read != width:
+            raise ValueError(f"`gates` must be how many numbers a gate reads, {read}, found {width}")
+        return super().forward(input)
 
 
 def gates_for(gates: int | Mapping[str, nn.Module], experts: Mapping[str, int]) -> nn.ModuleDict:
@@ -38,9 +57,12 @@ def gates_for(gates: int | Mapping[str, nn.Module], experts: Mapping[str, int]) 
         ValueError: a width below 1, or not a gate for every task and for nothing else, or one given to two tasks.
         TypeError: neither a whole number nor modules.
     """
-    if not isinstance(gates, Mapping):
+    if not isinstance(gates, (Mapping, nn.ModuleDict)):
+        if not isinstance(gates, int) or isinstance(gates, bool):
+            raise TypeError(f"`gates` must be a width, a whole number, or map tasks to modules, found {shown(gates)}")
         whole("gates", gates, 1)
-        return nn.ModuleDict({task: linear_gate(gates, count) for task, count in experts.items()})
+        return nn.ModuleDict({task: LinearGate(gates, count) for task, count in experts.items()})
+    check_mapping("gates", gates)
     if set(gates) != set(experts):
         raise ValueError(f"every task must have a gate, found gates for {sorted(gates)} and tasks {sorted(experts)}")
     for task, gate in gates.items():

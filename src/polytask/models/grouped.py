@@ -9,8 +9,9 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from polytask.errors import nearest
-from polytask.models.base import Block, Blocks, Model, check_apart, check_heads
+from polytask.models.base import Block, Blocks, Model
 from polytask.models.by_source import encode
+from polytask.models.checks import check_apart, check_heads, check_list, modules_of
 
 
 @final
@@ -36,6 +37,7 @@ class Grouped(Model):
     Raises:
         ValueError: there is no head, a task is in no group or in two, a group is empty or names an unknown task, or
             there are not as many trunks as groups, or two of them have a parameter in common.
+        TypeError: a trunk or a head is not a module, or the groups are no list.
 
     >>> import torch
     >>> heads = {name: nn.Linear(8, 1) for name in ("circle", "rhombus", "star")}
@@ -50,7 +52,10 @@ class Grouped(Model):
         super().__init__()
         check_heads(heads)
         check_groups(groups, list(heads))
-        trunks = [copy.deepcopy(trunk) for _ in groups] if isinstance(trunk, nn.Module) else list(trunk)
+        if isinstance(trunk, nn.Module) and not isinstance(trunk, nn.ModuleList):
+            trunks = [copy.deepcopy(trunk) for _ in groups]
+        else:
+            trunks = modules_of("trunk", trunk)
         if len(trunks) != len(groups):
             raise ValueError(f"every group must have a trunk, found {len(trunks)} trunks for {len(groups)} groups")
         check_apart("trunk", {f"the trunk of group {index}": one for index, one in enumerate(trunks)})
@@ -82,6 +87,9 @@ class Grouped(Model):
     def representation(self, task: str, features: Any, inputs: Any, source: str = "") -> Tensor:
         return features if self.boundary else encode(self.trunks[self._group_of[task]], inputs, source)
 
+    def side_by_side(self) -> list[nn.Module]:
+        return [*self.trunks]
+
     def blocks(self) -> Blocks:
         heads = {task: self.heads[task] for task in self.task_names}
         if self.boundary:
@@ -91,14 +99,19 @@ class Grouped(Model):
 
 
 def check_groups(groups: Sequence[Sequence[str]], tasks: Sequence[str]) -> None:
-    """Raises `ValueError` unless every task is in exactly one group and no group is empty."""
+    """Raises `ValueError` unless every task is in exactly one group and no group is empty.
+
+    Raises:
+        TypeError: the groups are no list.
+    """
+    check_list("groups", groups, "groups")
     seen: set[str] = set()
     for group in groups:
-        if isinstance(group, str) or not group:
+        if not isinstance(group, (list, tuple)) or not group:
             raise ValueError(f"a group must be a list of at least one task, found {group!r}")
         for task in group:
             if task not in tasks:
-                raise ValueError(f"`groups` must hold tasks, found `{task}`: {nearest(task, tasks)}")
+                raise ValueError(f"`groups` must hold tasks, found `{task}`: {nearest(str(task), tasks)}")
             if task in seen:
                 raise ValueError(f"every task must be in one group, found `{task}` twice")
             seen.add(task)

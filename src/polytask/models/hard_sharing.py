@@ -7,8 +7,9 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from polytask.models.base import Block, Blocks, Model, check_heads
+from polytask.models.base import Block, Blocks, Model
 from polytask.models.by_source import encode
+from polytask.models.checks import check_heads, check_module
 
 
 @final
@@ -23,7 +24,7 @@ class HardSharing(Model):
 
     Raises:
         ValueError: there is no head.
-        TypeError: a head is not a module.
+        TypeError: the trunk or a head is not a module.
 
     >>> import torch
     >>> model = HardSharing(nn.Linear(2, 8), heads={"circle": nn.Linear(8, 1), "rhombus": nn.Linear(8, 1)})
@@ -33,6 +34,7 @@ class HardSharing(Model):
 
     def __init__(self, trunk: nn.Module, heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
+        check_module("trunk", trunk)
         check_heads(heads)
         self.trunk = trunk
         self.heads = nn.ModuleDict(heads)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from polytask.data.source import derived_seed
 from polytask.errors import whole
+from polytask.models.base import Model
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _DROPOUT = (nn.modules.dropout._DropoutNd,)
@@ -38,7 +41,9 @@ def lsuv(
     one division nearly always does. BatchNorm works on the batch, as it will in training, and dropout rests; neither
     modes nor running statistics are changed. Weights that the user froze, weights that are all zero (a start chosen on
     purpose, as of `SharedDecision`'s readouts), and layers that do not run, are left alone; of a weight that several
-    layers share, the first to run decides. No random state but `seed` is used.
+    layers share, the first to run decides. Layers of towers that start equal, as copies of one trunk do in
+    `SoftSharing`, `CrossStitch`, `SingleTask` and `Grouped`, stay equal: they get one draw and one factor, measured on
+    the outputs of all of them that run. No random state but `seed` is used.
 
     Args:
         module: any module, a polytask model included.
@@ -62,16 +67,30 @@ def lsuv(
     >>> list(reached), all(abs(value - 1) <= 0.1 for value in reached.values())
     (['0', '2', '4'], True)
     """
-    check_lsuv(std, tolerance, tries)
     run = forward or (lambda module, inputs: module(inputs))
+    return lsuv_over(module, [lambda: run(module, inputs)], std=std, tolerance=tolerance, tries=tries, seed=seed)
+
+
+@torch.no_grad()
+def lsuv_over(
+    module: nn.Module, runs: Sequence[Callable[[], Any]], *, std: float, tolerance: float, tries: int, seed: int
+) -> dict[str, float]:
+    """`lsuv` over several calls of the module, such as one for each source.
+
+    The outputs of a layer are those of all calls together, and a layer comes after all that run before it in any.
+
+    Raises:
+        ValueError: as `lsuv`, or two layers run in one order in one call and in the other in another.
+    """
+    check_lsuv(std, tolerance, tries)
     with _as_in_training(module):
-        layers = _running(module, lambda: run(module, inputs))
-        for index, layer in enumerate(layers.values()):
-            _orthonormal(layer, torch.Generator().manual_seed(derived_seed(seed, index)))
-        return {
-            name: _scale(layer, name, lambda: run(module, inputs), std, tolerance, tries)
-            for name, layer in layers.items()
-        }
+        groups = _running(module, runs)
+        for index, group in enumerate(groups):
+            _orthonormal(group, torch.Generator().manual_seed(derived_seed(seed, index)))
+        reached: dict[str, float] = {}
+        for group in groups:
+            reached |= dict.fromkeys(group.names, _scale(group, runs, std, tolerance, tries))
+        return reached
 
 
 def check_lsuv(std: float, tolerance: float, tries: int) -> None:
@@ -94,72 +113,144 @@ def _is_to_be_drawn(weight: Any) -> bool:
     return isinstance(weight, nn.Parameter) and weight.requires_grad and bool(weight.detach().any())
 
 
-def _running(module: nn.Module, run: Callable[[], Any]) -> dict[str, nn.Module]:
-    """The layers to initialise, in the order in which they run, by name."""
+@dataclass
+class _Group:
+    """Layers that get the same weights: one alone, or those beside one another that start equal.
+
+    Attributes:
+        layers: each with weights of its own, in the order of running, then those that do not run; and their names.
+        ran: for each call, those that run in it.
+    """
+
+    layers: list[Any]
+    names: list[str]
+    ran: list[set[nn.Module]]
+
+
+def _running(module: nn.Module, runs: Sequence[Callable[[], Any]]) -> list[_Group]:
+    """The layers to initialise, in the order in which they run."""
     names: dict[nn.Module, str] = {layer: name for name, layer in module.named_modules() if isinstance(layer, LAYERS)}
-    order: dict[int, nn.Module] = {}  # by weight, since two layers may share one
+    leaders = _leaders(module)
+    first: dict[int, nn.Module] = {}  # by weight, since two layers may share one
+    calls: list[dict[nn.Module, None]] = []
 
     def note(layer: nn.Module, _: Any) -> None:
-        weight = layer.weight
-        if _is_to_be_drawn(weight):
-            order.setdefault(id(weight), layer)
+        if _is_to_be_drawn(layer.weight):
+            calls[-1][first.setdefault(id(layer.weight), layer)] = None
 
     handles = [layer.register_forward_pre_hook(note) for layer in names]
     try:
-        run()
+        for run in runs:
+            calls.append({})
+            run()
     finally:
         for handle in handles:
             handle.remove()
-    if not order:
+    if not first:
         raise ValueError("there must be a linear or convolutional layer to initialise, found none that runs")
-    return {names[layer]: layer for layer in order.values()}
+    members: dict[nn.Module, dict[nn.Module, None]] = {}
+    for layer in (*first.values(), *(layer for layer in leaders if id(layer.weight) not in first)):
+        members.setdefault(leaders.get(layer, layer), {})[layer] = None
+    order = _ordered([[leaders.get(layer, layer) for layer in call] for call in calls], names)
+    groups = [[*members[one]] for one in order]
+    return [
+        _Group(layers, [names[layer] for layer in layers], [call.keys() & layers for call in calls])
+        for layers in groups
+    ]
 
 
-def _orthonormal(layer: Any, random: torch.Generator) -> None:
-    drawn = torch.empty(layer.weight.shape)  # on the host, so that every device starts from the same numbers
+def _leaders(module: nn.Module) -> dict[nn.Module, nn.Module]:
+    """{layer that starts equal to another beside it: the first such one}, of `Model.side_by_side`."""
+    leaders: dict[nn.Module, nn.Module] = {}
+    for model in module.modules():
+        firsts: dict[str, list[nn.Module]] = {}
+        for part in model.side_by_side() if isinstance(model, Model) else ():
+            for name, layer in part.named_modules():
+                if isinstance(layer, LAYERS) and _is_to_be_drawn(layer.weight):
+                    known = firsts.setdefault(name, [])
+                    leaders[layer] = next((one for one in known if _equal(one, layer)), layer)
+                    known.append(layer)
+    return leaders
+
+
+def _equal(one: nn.Module, other: nn.Module) -> bool:
+    ours, theirs = one.state_dict(), other.state_dict()
+    return type(one) is type(other) and all(
+        key in theirs and value.shape == theirs[key].shape and torch.equal(value, theirs[key])
+        for key, value in ours.items()
+    )
+
+
+def _ordered(calls: Sequence[Sequence[nn.Module]], names: Mapping[nn.Module, str]) -> list[nn.Module]:
+    """All layers of all calls, each after those that any call has before it."""
+    sorter: TopologicalSorter[nn.Module] = TopologicalSorter()
+    for call in calls:
+        each = [*dict.fromkeys(call)]
+        for before, layer in zip([None, *each], each, strict=False):
+            sorter.add(layer, *([] if before is None else [before]))
+    try:
+        return [*sorter.static_order()]
+    except CycleError as error:
+        found = ", ".join(f"`{names[layer]}`" for layer in error.args[1][1:])
+        raise ValueError(f"layers must run in one order whatever the batch, found several of {found}") from error
+
+
+def _orthonormal(group: _Group, random: torch.Generator) -> None:
+    drawn = torch.empty(group.layers[0].weight.shape)  # on the host: every device starts from the same numbers
     nn.init.orthogonal_(drawn, generator=random)
-    layer.weight.copy_(drawn)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    for layer in group.layers:
+        layer.weight.copy_(drawn)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
-def _scale(layer: Any, name: str, run: Callable[[], Any], std: float, tolerance: float, tries: int) -> float:
+def _scale(group: _Group, runs: Sequence[Callable[[], Any]], std: float, tolerance: float, tries: int) -> float:
     """Divides the weights until the outputs' standard deviation, which is returned, is near enough."""
-    found = _spread(layer, name, run)
+    found = _spread(group, runs)
     for _ in range(tries):
         if abs(found - std) <= tolerance:
             break
-        layer.weight.mul_(std / found)
-        found = _spread(layer, name, run)
+        for layer in group.layers:
+            layer.weight.mul_(std / found)
+        found = _spread(group, runs)
     return found
 
 
 class _Seen(Exception):
-    """The layer of interest has run; what comes after it need not."""
+    """All layers of interest have run; what comes after them need not."""
 
 
-def _spread(layer: nn.Module, name: str, run: Callable[[], Any]) -> float:
-    """Standard deviation of the layer's first outputs."""
-    outputs: list[Tensor] = []
+def _spread(group: _Group, runs: Sequence[Callable[[], Any]]) -> float:
+    """Standard deviation of the layers' first outputs in every call."""
+    outputs = [output for run, ran in zip(runs, group.ran, strict=True) if ran for output in _outputs(ran, run)]
+    together = outputs[0] if len(outputs) == 1 else torch.cat([each.flatten() for each in outputs])
+    found = float(together.double().std(correction=len(outputs)))  # so that equal outputs deviate as each alone
+    if not found > 0 or not math.isfinite(found):
+        raise ValueError(
+            f"a layer's outputs must vary and be finite on the given inputs, found a standard deviation of {found} in "
+            f"`{group.names[0]}`"
+        )
+    return found
 
-    def look(_: nn.Module, __: Any, output: Tensor) -> None:
-        outputs.append(output)
-        raise _Seen
 
-    handle = layer.register_forward_hook(look)
+def _outputs(layers: Set[nn.Module], run: Callable[[], Any]) -> list[Tensor]:
+    """The first outputs of each layer in one call, which ends with the last of them."""
+    outputs: dict[nn.Module, Tensor] = {}
+
+    def look(layer: nn.Module, _: Any, output: Tensor) -> None:
+        outputs.setdefault(layer, output)
+        if len(outputs) == len(layers):
+            raise _Seen
+
+    handles = [layer.register_forward_hook(look) for layer in layers]
     try:
         run()
     except _Seen:
         pass
     finally:
-        handle.remove()
-    found = float(outputs[0].double().std())
-    if not found > 0 or not math.isfinite(found):
-        raise ValueError(
-            f"a layer's outputs must vary and be finite on the given inputs, found a standard deviation of {found} in "
-            f"`{name}`"
-        )
-    return found
+        for handle in handles:
+            handle.remove()
+    return [*outputs.values()]
 
 
 @contextmanager

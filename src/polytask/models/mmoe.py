@@ -7,9 +7,10 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from polytask.models.base import Block, Blocks, Model, check_heads
+from polytask.models.base import Block, Blocks, Model
 from polytask.models.by_source import encode
-from polytask.models.experts import check_experts, gates_for, mixed, run_experts, stacked
+from polytask.models.checks import check_heads
+from polytask.models.experts import check_encoder, check_experts, gates_for, mixed, run_experts, stacked
 
 
 @final
@@ -59,6 +60,7 @@ class MMoE(Model):
         check_experts("experts", {"": experts})
         if not experts:
             raise ValueError("`experts` must hold at least 1 module, found none")
+        check_encoder(encoder)
         self.encoder = encoder
         self.experts = nn.ModuleList(experts)
         self.gates = gates_for(gates, dict.fromkeys(heads, len(experts)))

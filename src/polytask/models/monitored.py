@@ -9,7 +9,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from polytask.models.base import Block, Blocks, Model, check_heads, check_same_tasks
+from polytask.models.base import Block, Blocks, Model
+from polytask.models.checks import check_heads, check_module, check_same_tasks
 
 FIXED = (0.75, 0.25)
 """Weights of trunk and monitor in the fixed variant of the paper's code."""
@@ -39,7 +40,7 @@ class Monitored(Model):
     Raises:
         ValueError: there is no head, monitors and heads are not for the same tasks, `alpha` is neither, or (at the
             first call) a monitor's output has another shape than the trunk's.
-        TypeError: a monitor or a head is not a module.
+        TypeError: the trunk, a monitor or a head is not a module.
 
     >>> import torch
     >>> model = Monitored(nn.Linear(2, 8), {"circle": nn.Linear(2, 8)}, {"circle": nn.Linear(8, 1)})
@@ -57,6 +58,7 @@ class Monitored(Model):
         alpha: str | tuple[float, float] = "learned",
     ) -> None:
         super().__init__()
+        check_module("trunk", trunk)
         check_heads(heads)
         check_same_tasks("monitors", monitors, heads)
         _check_alpha(alpha)

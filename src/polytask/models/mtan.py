@@ -7,7 +7,8 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from polytask.models.base import Block, Blocks, Model, check_heads, check_same_tasks
+from polytask.models.base import Block, Blocks, Model
+from polytask.models.checks import check_heads, check_mapping, check_same_tasks, modules_of
 
 
 @final
@@ -54,10 +55,11 @@ class MTAN(Model):
     ) -> None:
         super().__init__()
         check_heads(heads)
-        kept = _modules("stages", stages)
+        kept = modules_of("stages", stages)
         if len(kept) < 2:
             raise ValueError(f"`stages` must hold at least 2 modules, found {len(kept)}")
-        masks = {task: _modules("attention", modules) for task, modules in attention.items()}
+        check_mapping("attention", attention, "tasks to lists of modules")
+        masks = {task: nn.ModuleList(modules_of("attention", modules)) for task, modules in attention.items()}
         check_same_tasks("attention", masks, heads)
         for task, modules in masks.items():
             if len(modules) != len(kept) - 1:
@@ -66,7 +68,7 @@ class MTAN(Model):
                     f"{len(modules)} for task `{task}`"
                 )
         self.stages = nn.ModuleList(kept)
-        self.attention = nn.ModuleDict({task: nn.ModuleList(masks[task]) for task in heads})
+        self.attention = nn.ModuleDict({task: masks[task] for task in heads})
         self.heads = nn.ModuleDict(heads)
         self.task_names = tuple(heads)
         self._check_own()
@@ -112,11 +114,3 @@ class MTAN(Model):
                         f"every task must have attention of its own, found a parameter of {owner} in that of task "
                         f"`{task}`"
                     )
-
-
-def _modules(name: str, modules: Any) -> list[nn.Module]:
-    if isinstance(modules, (Sequence, nn.Sequential, nn.ModuleList)) and not isinstance(modules, str):
-        kept = list(modules)
-        if all(isinstance(module, nn.Module) for module in kept):
-            return kept
-    raise TypeError(f"`{name}` must hold lists of modules, found {type(modules).__name__}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from polytask.errors import nearest
 from polytask.models.base import Block, Blocks, Model, _unique
+from polytask.models.checks import check_mapping, check_module, check_texts
 
 
 @final
@@ -34,6 +35,7 @@ class Partitioned(Model):
     Raises:
         ValueError: a prefix matches no parameter, the shared block would be empty or hold everything, or
             a parameter would belong to no block.
+        TypeError: not a module, or prefixes that are not texts.
 
     >>> class Net(nn.Module):
     ...     def __init__(self):
@@ -57,6 +59,13 @@ class Partitioned(Model):
         tasks: Sequence[str] = (),
     ) -> None:
         super().__init__()
+        check_module("module", module)
+        check_mapping("specific", specific or {}, "tasks to prefixes of parameter names")
+        if not callable(shared) or isinstance(shared, nn.Module):
+            check_texts("shared", _listed(shared), "prefixes of parameter names, or a function")
+        for prefixes in (specific or {}).values():
+            check_texts("specific", _listed(prefixes), "prefixes of parameter names")
+        check_texts("tasks", tasks, "names of tasks")
         self.module = module
         self._is_shared = shared if callable(shared) else _prefixed(shared)
         self._specific = {task: _prefixed(prefixes) for task, prefixes in (specific or {}).items()}
@@ -120,8 +129,13 @@ def _homes(root: nn.Module, named: Iterable[str]) -> list[tuple[nn.Module, set[s
     return homes
 
 
+def _listed(prefixes: Any) -> Any:
+    """One prefix as a list of one."""
+    return [prefixes] if isinstance(prefixes, str) else prefixes
+
+
 def _prefixed(prefixes: str | Sequence[str]) -> Callable[[str], bool]:
-    wanted = (prefixes,) if isinstance(prefixes, str) else tuple(prefixes)
+    wanted = tuple(_listed(prefixes))
 
     def belongs(name: str) -> bool:
         return any(name == prefix or name.startswith(prefix.rstrip(".") + ".") for prefix in wanted)
@@ -130,7 +144,7 @@ def _prefixed(prefixes: str | Sequence[str]) -> Callable[[str], bool]:
 
 
 def _check_prefixes(prefixes: str | Sequence[str], names: Sequence[str]) -> None:
-    for prefix in (prefixes,) if isinstance(prefixes, str) else prefixes:
+    for prefix in _listed(prefixes):
         if not any(map(_prefixed(prefix), names)):
             tops = {name.rsplit(".", 1)[0] for name in names}
             raise ValueError(f"prefix `{prefix}` must match a parameter, found none: {nearest(prefix, tops)}")

@@ -9,9 +9,10 @@ from typing import Any, final
 from torch import Tensor, nn
 
 from polytask.errors import whole
-from polytask.models.base import Block, Blocks, Model, check_apart, check_heads
+from polytask.models.base import Block, Blocks, Model
 from polytask.models.by_source import encode
-from polytask.models.experts import check_experts, gates_for, linear_gate, mixed, run_experts, stacked
+from polytask.models.checks import check_apart, check_heads, check_list, check_mapping
+from polytask.models.experts import LinearGate, check_encoder, check_experts, gates_for, mixed, run_experts, stacked
 
 Experts = Sequence[nn.Module]
 
@@ -37,7 +38,7 @@ class _Level(nn.Module):
 
     def add_gate(self, width: int) -> None:
         """Gives it the gate over all experts, one that reads `width` numbers."""
-        self.gate = linear_gate(width, len(self.shared) + sum(len(self.experts(task)) for task in self.own))
+        self.gate = LinearGate(width, len(self.shared) + sum(len(self.experts(task)) for task in self.own))
 
     def experts(self, task: str) -> nn.ModuleList:
         experts = self.own[task]
@@ -67,6 +68,7 @@ class _Extraction(Model, ABC):
     """
 
     def _build(self, levels: Sequence[_Level], heads: Mapping[str, nn.Module], encoder: nn.Module | None) -> None:
+        check_encoder(encoder)
         self.encoder = encoder
         self.levels = nn.ModuleList(levels)
         self.heads = nn.ModuleDict(heads)
@@ -111,7 +113,7 @@ class _Extraction(Model, ABC):
 
     @property
     def _levels(self) -> list[_Level]:
-        return list(self.levels)  # pyright: ignore[reportReturnType, reportArgumentType]
+        return [level for level in self.levels if isinstance(level, _Level)]
 
 
 @final
@@ -161,6 +163,7 @@ class CGC(_Extraction):
     ) -> None:
         super().__init__()
         check_heads(heads)
+        check_mapping("specific", specific, "tasks to lists of modules")
         _check_levels([shared], {task: [experts] for task, experts in specific.items()}, heads)
         self._build([_Level(shared, {task: specific[task] for task in heads}, gates)], heads, encoder)
 
@@ -221,7 +224,12 @@ class PLE(_Extraction):
     ) -> None:
         super().__init__()
         check_heads(heads)
+        check_list("shared", shared, "lists of modules, one for each level")
+        check_mapping("specific", specific, "tasks to lists of modules, one for each level")
+        for levels in specific.values():
+            check_list("specific", levels, "lists of modules, one for each level and task")
         _check_levels(shared, specific, heads)
+        check_list("gates", gates, f"widths, one for each of {len(shared)} levels")
         if len(gates) != len(shared):
             raise ValueError(f"`gates` must hold a width for each of {len(shared)} levels, found {len(gates)}")
         levels = []

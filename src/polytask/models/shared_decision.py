@@ -8,8 +8,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from polytask.models.base import Block, Blocks, Model, check_heads, check_same_tasks
+from polytask.models.base import Block, Blocks, Model
 from polytask.models.by_source import encode
+from polytask.models.checks import check_heads, check_module, check_same_tasks
 
 
 @final
@@ -38,7 +39,7 @@ class SharedDecision(Model):
     Raises:
         ValueError: there is no head, readouts and heads are not for the same tasks, a readout without a linear layer,
             or (at the first call) a correction that has another shape than its opinion.
-        TypeError: a head or a readout is not a module.
+        TypeError: a part is not a module.
 
     >>> heads = {"circle": nn.Linear(8, 1), "rhombus": nn.Linear(8, 1)}
     >>> decision = nn.Sequential(nn.Linear(2, 16), nn.ReLU())
@@ -56,6 +57,8 @@ class SharedDecision(Model):
         readouts: Mapping[str, nn.Module],
     ) -> None:
         super().__init__()
+        check_module("trunk", trunk)
+        check_module("decision", decision)
         check_heads(heads)
         check_same_tasks("readouts", readouts, heads)
         for task, readout in readouts.items():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, final
 
 from torch import Tensor, nn
 
-from polytask.models.base import Block, Blocks, Model, check_heads
+from polytask.models.base import Block, Blocks, Model
 from polytask.models.by_source import encode
+from polytask.models.checks import check_heads, one_each
 
 
 @final
@@ -26,6 +26,7 @@ class SingleTask(Model):
 
     Raises:
         ValueError: there is no head, or the trunks' tasks are not the heads'.
+        TypeError: a trunk or a head is not a module.
 
     >>> import torch
     >>> model = SingleTask(nn.Linear(2, 8), heads={"circle": nn.Linear(8, 1), "rhombus": nn.Linear(8, 1)})
@@ -38,14 +39,7 @@ class SingleTask(Model):
     def __init__(self, trunk: nn.Module | Mapping[str, nn.Module], heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
         check_heads(heads)
-        if isinstance(trunk, nn.Module):
-            trunk = {task: copy.deepcopy(trunk) for task in heads}
-        if set(trunk) != set(heads):
-            raise ValueError(
-                f"every task must have a trunk and a head, found trunks for {sorted(trunk)} and heads for "
-                f"{sorted(heads)}"
-            )
-        self.towers = nn.ModuleDict({task: trunk[task] for task in heads})
+        self.towers = nn.ModuleDict(one_each("trunk", trunk, heads))
         self.heads = nn.ModuleDict(heads)
         self.task_names = tuple(heads)
 
@@ -54,6 +48,9 @@ class SingleTask(Model):
 
     def representation(self, task: str, features: Any, inputs: Any, source: str = "") -> Tensor:
         return encode(self.towers[task], inputs, source)
+
+    def side_by_side(self) -> list[nn.Module]:
+        return [*self.towers.values()]
 
     def blocks(self) -> Blocks:
         return Blocks(Block(), {task: Block.of(self.towers[task], self.heads[task]) for task in self.task_names})

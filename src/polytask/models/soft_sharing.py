@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, final
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from polytask.errors import at_least, nearest
-from polytask.models.base import Block, Blocks, Model, check_apart, check_heads, check_same_tasks
+from polytask.models.base import Block, Blocks, Model
 from polytask.models.by_source import encode
+from polytask.models.checks import check_apart, check_heads, check_texts, one_each
 from polytask.objective import Context, Objective
 
 if TYPE_CHECKING:
@@ -60,11 +60,9 @@ class SoftSharing(Model):
     def __init__(self, trunk: nn.Module | Mapping[str, nn.Module], heads: Mapping[str, nn.Module]) -> None:
         super().__init__()
         check_heads(heads)
-        if isinstance(trunk, nn.Module):
-            trunk = {task: copy.deepcopy(trunk) for task in heads}
-        check_same_tasks("trunk", trunk, heads)
-        check_apart("trunk", {f"the tower of task `{task}`": tower for task, tower in trunk.items()})
-        self.towers = nn.ModuleDict({task: trunk[task] for task in heads})
+        towers = one_each("trunk", trunk, heads)
+        check_apart("trunk", {f"the tower of task `{task}`": tower for task, tower in towers.items()})
+        self.towers = nn.ModuleDict(towers)
         self.heads = nn.ModuleDict(heads)
         self.task_names = tuple(heads)
 
@@ -73,6 +71,9 @@ class SoftSharing(Model):
 
     def representation(self, task: str, features: Any, inputs: Any, source: str = "") -> Tensor:
         return encode(self.towers[task], inputs, source)
+
+    def side_by_side(self) -> list[nn.Module]:
+        return [*self.towers.values()]
 
     def blocks(self) -> Blocks:
         return Blocks(Block.of(self.towers), {task: Block.of(self.heads[task]) for task in self.task_names})
@@ -114,8 +115,7 @@ class _Tie(Objective):
     def __init__(self, weight: float, parameters: Sequence[str], name: str) -> None:
         at_least("weight", weight, 0)
         super().__init__(name, weight or 1.0)
-        if isinstance(parameters, str):
-            raise TypeError(f"`parameters` must be a list of names or prefixes, found the string {parameters!r}")
+        check_texts("parameters", parameters, "names or prefixes")
         self.parameters_tied = tuple(parameters)
         self.acts = weight > 0
 

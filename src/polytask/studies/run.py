@@ -121,6 +121,7 @@ def run(
             keeper.start = built.start
         splits = splits_of(built)  # first: without its files nothing must be written
         check_network(built, splits)
+        check_first_losses(built, splits)
         with ExitStack() as held:
 
             def occupy() -> RunRecord | None:
@@ -187,6 +188,21 @@ def _check_source(trainer: Trainer, inputs: Tensor, source: str) -> None:
             raise ValueError(
                 f"the head of task `{name}` must have {wanted} outputs, found {prediction.outputs.shape[1]}"
             )
+
+
+def check_first_losses(built: spec.Built, splits: Splits) -> None:
+    """Refuses, before anything is written, what cannot make a first step, such as a teacher of other widths.
+
+    Raises:
+        ValueError: data, network, objectives or callbacks do not fit together.
+        TypeError: likewise.
+    """
+    try:
+        built.trainer.rehearse(splits.train)
+    except (ValueError, TypeError):
+        raise
+    except Exception:  # of a user's own class: training tells and records it
+        logger.debug("the first losses cannot be taken", exc_info=True)
 
 
 def write_fitted(data: DataSet, folder: Path) -> None:
@@ -355,28 +371,42 @@ def export_run(folder: str, format: str = "onnx", out: str | None = None) -> Pat
 
 def rebuilt(folder: Path) -> spec.Built:
     """The objects of a run folder with fresh weights, smaller where it holds a compact network."""
-    config, path = stored(folder) | {"start": None}, folder / LAYOUT  # its own weights follow
-    fitted = _stored_fitted(config, folder)
-    if not path.is_file():
-        return spec.build(config, fitted=fitted)
-    try:
-        layout = json.loads(path.read_text())
-        return spec.build(config, adapt=lambda model: rebuild(model, layout), fitted=fitted)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must be the layout of its network, found a damaged one ({error})") from error
+    config = stored(folder) | {"start": None}  # its own weights follow
+    return spec.build(config, adapt=_made_compact(folder), restore=_fitted_again(config, folder))
 
 
-def _stored_fitted(config: spec.Config, folder: Path) -> dict[str, Any] | None:
-    """What the run's data set learned; None if it learns nothing."""
+def _made_compact(folder: Path) -> Callable[[Model], Model] | None:
+    """What makes a configuration's network the compact one of a folder; None if it holds none."""
+    path = folder / LAYOUT
+
+    def compact(model: Model) -> Model:
+        try:
+            return rebuild(model, json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} must be the layout of its network, found a damaged one ({error})") from error
+
+    return compact if path.is_file() else None
+
+
+def _fitted_again(config: spec.Config, folder: Path) -> Callable[[DataSet], None] | None:
+    """What gives a data set what it learned in the run; None if it learns nothing."""
     if not getattr(spec.find_class(config["data"]["class_path"]), "learns", False):
         return None
     path = folder / FITTED
     if not path.is_file():
         raise FileNotFoundError(f"a run folder must hold {FITTED}, how its inputs are encoded, found none in {folder}")
     try:
-        return json.loads(path.read_text())
+        fitted = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} must be JSON, found a damaged file ({error})") from error
+
+    def restore(data: DataSet) -> None:
+        try:
+            data.restore(fitted)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    return restore
 
 
 def stored(folder: Path) -> spec.Config:

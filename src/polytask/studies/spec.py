@@ -158,7 +158,7 @@ def build(
     callbacks: Sequence[Callback] = (),
     *,
     adapt: Callable[[Model], Model] | None = None,
-    fitted: Mapping[str, Any] | None = None,
+    restore: Callable[[DataSet], None] | None = None,
 ) -> Built:
     """Makes the objects of a resolved configuration.
 
@@ -171,7 +171,7 @@ def build(
         folder: where an interrupted run leaves its checkpoint.
         callbacks: further callbacks, after the configuration's own.
         adapt: takes the network that the configuration describes and gives the one to train, of the same tasks.
-        fitted: what the data set learned in an earlier run, see `DataSet.fitted`; it is not learned again.
+        restore: gives the data set what it learned in an earlier run (`DataSet.restore`), before its tasks are asked.
 
     Raises:
         ValueError: an argument that its class refuses, tasks and heads that do not match, or weights to start from that
@@ -187,8 +187,8 @@ def build(
             made = parser.instantiate(parsed)
         except (ValueError, ArgumentError) as error:
             raise ValueError(one_line(error)) from error
-    if fitted is not None:
-        made.data.restore(fitted)
+    if restore is not None:
+        restore(made.data)
     settings = {key: value for key, value in vars(made.trainer).items() if key != "callbacks"}
     model = made.model if adapt is None else adapt(made.model)
     trainer = Trainer(

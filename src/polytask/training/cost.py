@@ -119,7 +119,7 @@ def measure(trainer: Trainer, source: Source) -> dict[str, Any]:
 def _first_steps(source: Source) -> list[tuple[Batch, ...]]:
     """The first steps of an epoch that each bring a source not seen before."""
     missing, steps = set(source.parts), []
-    for batches in source.steps(0):
+    for batches in source.preview():
         found = {batch.source for batch in batches} & missing
         if found:
             steps.append(batches)

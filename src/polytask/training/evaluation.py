@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
-from polytask.batch import map_inputs, tensors_of
+from polytask.batch import Batch, map_inputs, tensors_of
 from polytask.data.source import Source
 from polytask.models.base import Model
 from polytask.objective import Context, Objective
@@ -97,13 +97,7 @@ def objective_values(
     for batch in source.in_order(chunk) if objectives else ():
         names = [name for name in tasks if batch.counts.get(name)]
         with autocast():
-            if model.boundary:
-                features = model.features(batch.inputs, batch.source)
-                read = batch.inputs if model.heads_read_inputs else None
-                outputs = {name: model.head(name, features, read) for name in names}
-            else:
-                features, outputs = None, model(batch.inputs, names, batch.source) if names else {}
-            context = Context(model, batch, features, outputs)
+            context = _looked_at(model, batch, names)
             for name, objective in objectives.items():
                 sums[name] += objective(context).item() * objective.count(batch)
                 counts[name] += objective.count(batch)
@@ -113,6 +107,43 @@ def objective_values(
         f"{name}/value": sum(part[name] for part, _ in parts) / whole if whole else math.nan
         for name, whole in wholes.items()
     }
+
+
+def rehearse(
+    model: Model,
+    tasks: Mapping[str, Task],
+    objectives: Mapping[str, Objective],
+    source: Source,
+    autocast: Autocast,
+) -> None:
+    """Takes the losses of the first steps that each bring a source not seen before; the model must be in eval mode.
+
+    What does not fit together raises as it would in training.
+    """
+    missing = set(source.parts)
+    for batches in source.preview():
+        new = [batch for batch in batches if batch.source in missing]
+        for batch in new:
+            names = [name for name in tasks if batch.counts.get(name)]
+            with autocast():
+                context = _looked_at(model, batch, names)
+                for name in names:
+                    total = batch.totals.get(name, tasks[name].total)
+                    total(context.predictions[name], batch.targets[name], batch.counts[name], batch.weights.get(name))
+                for objective in objectives.values():
+                    objective(context)
+        missing -= {batch.source for batch in new}
+        if not missing:
+            break
+
+
+def _looked_at(model: Model, batch: Batch, names: Sequence[str]) -> Context:
+    """What objectives see of a batch, with the outputs of the tasks named."""
+    if not model.boundary:
+        return Context(model, batch, None, model(batch.inputs, names, batch.source) if names else {})
+    features = model.features(batch.inputs, batch.source)
+    read = batch.inputs if model.heads_read_inputs else None
+    return Context(model, batch, features, {name: model.head(name, features, read) for name in names})
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ class _Look:
 
     Attributes:
         names: the tasks present.
+        terms: the objectives beside the tasks that take part: those that the step's examples concern.
         counts: {objective: what its total is divided by}: targets in the whole step; 1 for those beside tasks.
         sizes: {objective beside the tasks: examples of the whole step that it is a mean over}.
         metered: the objectives whose figures are in the meter already.
@@ -39,6 +40,7 @@ class _Look:
 
     update: Update
     names: list[str]
+    terms: list[str]
     counts: dict[str, int]
     sizes: Mapping[str, int]
     caches: Mapping[str, FeatureCache] | None
@@ -124,13 +126,13 @@ class Step:
                 are untouched then.
         """
         every, sizes = self._counts(batches)
-        names = self._present(every, update)
-        if not names and not self._wanted(update):
+        names, terms = self._present(every, update), self._terms(sizes, update)
+        if not names and not terms:
             return None
-        live = self._freezer.switch(update.shared, self._live_tasks(names, update))
+        live = self._freezer.switch(update.shared, self._live_tasks(names, terms, update))
         metered = set() if metered is None else metered
         counts = {name: every[name] for name in names} | dict.fromkeys(self._objectives, 1)
-        look = _Look(update, names, counts, sizes, caches, meter, metered)
+        look = _Look(update, names, terms, counts, sizes, caches, meter, metered)
         if self._ranks is not None:
             return self._together(self._ranks, batches, look, live)
         work = Backward(self._balancer, live.shared, live.specific, mode=self._gradients, batches=len(batches))
@@ -193,13 +195,15 @@ class Step:
             and counts.get(name)
         ]
 
-    def _wanted(self, update: Update) -> list[str]:
-        """The objectives beside the tasks that an update names or does not rule out."""
-        return [name for name in self._objectives if update.objectives is None or name in update.objectives]
+    def _terms(self, sizes: Mapping[str, int], update: Update) -> list[str]:
+        """The objectives beside the tasks that an update does not rule out and that some examples concern."""
+        wanted = update.objectives
+        return [name for name, size in sizes.items() if size and (wanted is None or name in wanted)]
 
-    def _live_tasks(self, names: Sequence[str], update: Update) -> frozenset[str]:
-        """The tasks whose blocks move: those present, or all allowed ones if only penalties act."""
-        acting = names or self._tasks
+    def _live_tasks(self, names: Sequence[str], terms: Sequence[str], update: Update) -> frozenset[str]:
+        """The tasks whose blocks move: those present or taught by a term, or all allowed ones if only penalties act."""
+        taught = {block for name in terms if (block := self._objectives[name].block) is not None}
+        acting = taught.union(names) or self._tasks
         return frozenset(acting if update.specific is None else update.specific.intersection(acting))
 
     def _weight(self, name: str) -> float:
@@ -226,7 +230,7 @@ class Step:
     def _together(self, ranks: Ranks, batches: Sequence[Batch], look: _Look, live: Live) -> UpdateInfo | None:
         """The update from this rank's batches and all the others'."""
         batches = [batch for batch in batches if batch.size]  # many modules refuse a batch without examples
-        update, every = look.update, [*look.names, *self._wanted(look.update)]
+        update, every = look.update, [*look.names, *look.terms]
         key = (update.shared, update.specific, *every)
         work = parallel_backward(
             self._balancer, live.shared, live.specific, ranks=ranks, mode=self._gradients, batches=len(batches),
@@ -286,7 +290,7 @@ class Step:
                     meter.keep(name, outputs[name], target)
             if self._objectives:
                 context = Context(self._model, batch, features, outputs)
-                for name in self._wanted(look.update):
+                for name in look.terms:
                     objective = self._objectives[name]
                     totals[name] = objective(context)
                     if meter is not None and name not in look.metered and totals[name].requires_grad:

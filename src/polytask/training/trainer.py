@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from polytask.balancing.base import Balancer
 from polytask.balancing.gradients import check_mode
@@ -27,7 +28,7 @@ from polytask.schedules.base import Schedule
 from polytask.schedules.joint import Joint
 from polytask.task import Prediction, Task, named
 from polytask.training.callbacks.progress import Progress
-from polytask.training.evaluation import evaluate, objective_values, predict
+from polytask.training.evaluation import evaluate, objective_values, predict, rehearse
 from polytask.training.history import History
 from polytask.training.launch import launch
 from polytask.training.optimizers import OptimizerFactory, OptimizerOptions, SchedulerFactory
@@ -140,9 +141,9 @@ class Trainer:
         one_of("precision", precision, PRECISIONS)
         self.tasks = named(tasks)
         model.bind(tuple(self.tasks))
-        self.objectives = _named_objectives(objectives, self.tasks)
         for objective in objectives:
             objective.bind(model, self.tasks)
+        self.objectives = _named_objectives(objectives, self.tasks)
         self.optimization = OptimizerOptions(
             torch.optim.SGD if optimizer is None else optimizer, specific_optimizer, groups, scheduler,
             scheduler_interval, warmup, clip_norm, clip_value,
@@ -259,18 +260,32 @@ class Trainer:
         """
         source = self._source(data, "evaluation")
         self._place()
-        modes = [(objective, objective.training) for objective in self.objectives.values()]
-        with _mode(self.model, training=False):
-            try:
-                for objective, _ in modes:
-                    objective.eval()
-                return objective_values(
-                    self.model, self.tasks, self.objectives, source, self.evaluation_batch_size, self.autocast,
-                    self.ranks,
-                )  # fmt: skip
-            finally:
-                for objective, mode in modes:
-                    objective.train(mode)
+        with self._all_in_eval_mode():
+            return objective_values(
+                self.model, self.tasks, self.objectives, source, self.evaluation_batch_size, self.autocast, self.ranks
+            )
+
+    def rehearse(self, train: Any) -> None:
+        """Takes the losses of the first examples of every source as `fit` would, and trains nothing.
+
+        Args:
+            train: anything `fit` takes.
+
+        Raises:
+            ValueError: data, network, objectives or callbacks do not fit together.
+        """
+        source = self.served(train, self.device)
+        check_sources(self.model, source.parts, every=True)
+        self._place()
+        with self._all_in_eval_mode():
+            rehearse(self.model, self.tasks, self.objectives, source, self.autocast)
+
+    @contextmanager
+    def _all_in_eval_mode(self) -> Iterator[None]:
+        with ExitStack() as modes:
+            for module in (self.model, *self.objectives.values()):
+                modes.enter_context(_mode(module, training=False))
+            yield
 
     def predict(self, inputs: Any, source: str = "") -> dict[str, Prediction]:
         """Labels (or numbers) and probabilities for bare inputs, in eval mode.
@@ -400,8 +415,8 @@ def _named_objectives(objectives: Sequence[Objective], tasks: Mapping[str, Task]
 
 
 @contextmanager
-def _mode(model: Model, training: bool) -> Iterator[None]:
-    """The whole model in one mode, every module's own flag as it was afterwards."""
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The whole module in one mode, every module's own flag as it was afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:

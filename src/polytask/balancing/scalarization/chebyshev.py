@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from polytask.balancing.base import Evidence, Scalarizer
-from polytask.balancing.keyed import Constants, by_name, in_range, known, plain, some_objectives, to_device
+from polytask.balancing.keyed import Constants, by_name, in_range, known, plain, some_objectives, sums_to_one, to_device
 from polytask.balancing.solvers import project_to_simplex
 from polytask.errors import at_least, one_of, whole
 
@@ -102,7 +102,7 @@ class Chebyshev(Scalarizer):
     ) -> None:
         super().__init__()
         in_range("preference", preference, low=0)
-        _sums_to_one(preference)
+        sums_to_one("preference", preference)
         if isinstance(reference, str):
             one_of("reference", reference, ("best",))
         else:
@@ -285,13 +285,6 @@ def _best_level(multipliers: Tensor, g: Tensor, mu: float) -> Tensor:
         active = (multipliers + mu * (g - t)).clamp(min=0)
         t = t + (active.sum() - 1) / (mu * (active > 0).sum())
     return t
-
-
-def _sums_to_one(preference: Mapping[str, float] | Sequence[float] | None) -> None:
-    if preference is not None:
-        total = sum(preference.values() if isinstance(preference, Mapping) else preference)
-        if abs(total - 1) > 1e-4:
-            raise ValueError(f"`preference` must sum to 1, found a sum of {total:g}")
 
 
 def _check_normalise(given: Mapping[str, float] | Sequence[str] | str | None) -> None:

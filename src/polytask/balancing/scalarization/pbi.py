@@ -9,14 +9,15 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from polytask.balancing.base import Evidence, Scalarizer
-from polytask.balancing.keyed import Constants, by_name, in_range, number, plain
+from polytask.balancing.base import Evidence
+from polytask.balancing.keyed import number
+from polytask.balancing.scalarization.preferred import PreferenceScalarizer
 
 _TINY = 1e-12
 
 
 @final
-class PBI(Scalarizer):
+class PBI(PreferenceScalarizer):
     """Along a ray and towards it: S = d_1 + θ d_2, penalty-based boundary intersection.
 
     With l_k = L_k − z_k and a unit vector u, d_1 = lᵀu is how far the losses lie along the ray z + t u, and
@@ -58,35 +59,23 @@ class PBI(Scalarizer):
         theta: float = 5.0,
         reference: Mapping[str, float] | Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(preference, reference)
         number("theta", theta)
         if not 0 <= theta < math.inf:
             raise ValueError(f"`theta` must be at least 0 and finite, found {theta}")
-        in_range("preference", preference, low=0)
-        in_range("reference", reference)
-        if preference is not None:
-            total = sum(preference.values() if isinstance(preference, Mapping) else preference)
-            if abs(total - 1) > 1e-4:
-                raise ValueError(f"`preference` must sum to 1, found a sum of {total:g}")
-        self.preference = preference
         self.theta = theta
-        self.reference = reference
-        self._slopes = Constants({}, 1.0)
-        self._reference = Constants({}, 0.0)
 
-    def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
-        preference = by_name("preference", self.preference, names, 1 / max(len(names), 1))
+    def factors(self, preference: dict[str, float]) -> dict[str, float]:
+        """Slopes of the ray, 1 / k_k, the largest 1."""
         least = min((value for value in preference.values() if value > 0), default=1.0) * _TINY
-        # scaled so that the largest is 1: the inverse of the least would overflow in single precision
+        # scaled, as the inverse of the least would overflow in single precision
         slopes = {name: 1 / max(value, least) for name, value in preference.items()}
         largest = max(slopes.values(), default=1.0)
-        self._slopes = Constants({name: value / largest for name, value in slopes.items()}, 1.0)
-        self._reference = Constants(by_name("reference", self.reference, names, 0.0), 0.0)
-        super().setup(names, examples)
+        return {name: value / largest for name, value in slopes.items()}
 
     def combine(self, evidence: Evidence) -> Tensor:
         names, losses = evidence.names, evidence.losses
-        slopes = self._slopes(names, losses)
+        slopes = self._factors(names, losses)
         ray = slopes / torch.linalg.vector_norm(slopes)
         gaps = losses - self._reference(names, losses)
         along = gaps @ ray
@@ -97,6 +86,4 @@ class PBI(Scalarizer):
         return ray + self.theta * off * away / distance.clamp(min=torch.finfo(losses.dtype).tiny)
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {
-            "preference": plain(self.preference), "theta": self.theta, "reference": plain(self.reference)
-        }  # fmt: skip
+        return super().describe() | {"theta": self.theta}

@@ -9,12 +9,13 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from polytask.balancing.base import Evidence, Scalarizer
-from polytask.balancing.keyed import Constants, by_name, in_range, number, plain
+from polytask.balancing.base import Evidence
+from polytask.balancing.keyed import number
+from polytask.balancing.scalarization.preferred import PreferenceScalarizer
 
 
 @final
-class SmoothTchebycheff(Scalarizer):
+class SmoothTchebycheff(PreferenceScalarizer):
     """A smooth worst case: S = μ log Σ_k exp(λ_k (L_k − z_k) / μ).
 
     As μ → 0, S tends to max_k λ_k (L_k − z_k), whose minima over all λ are all Pareto optima, on non-convex
@@ -47,34 +48,17 @@ class SmoothTchebycheff(Scalarizer):
         mu: float = 0.1,
         reference: Mapping[str, float] | Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(preference, reference)
         number("mu", mu)
         if not 0 < mu < math.inf:
             raise ValueError(f"`mu` must be above 0 and finite, found {mu}")
-        in_range("preference", preference, low=0)
-        in_range("reference", reference)
-        if preference is not None:
-            total = sum(preference.values() if isinstance(preference, Mapping) else preference)
-            if abs(total - 1) > 1e-4:
-                raise ValueError(f"`preference` must sum to 1, found a sum of {total:g}")
-        self.preference = preference
         self.mu = mu
-        self.reference = reference
-        self._preference = Constants({}, 1.0)
-        self._reference = Constants({}, 0.0)
-
-    def setup(self, names: Sequence[str], examples: Mapping[str, int] | None = None) -> None:
-        self._preference = Constants(by_name("preference", self.preference, names, 1 / max(len(names), 1)), 0.0)
-        self._reference = Constants(by_name("reference", self.reference, names, 0.0), 0.0)
-        super().setup(names, examples)
 
     def combine(self, evidence: Evidence) -> Tensor:
         names, losses = evidence.names, evidence.losses
-        preference = self._preference(names, losses)
+        preference = self._factors(names, losses)
         gaps = preference * (losses - self._reference(names, losses))
         return preference * torch.softmax(gaps / self.mu, 0)
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {
-            "preference": plain(self.preference), "mu": self.mu, "reference": plain(self.reference)
-        }  # fmt: skip
+        return super().describe() | {"mu": self.mu}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, final
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 from polytask.batch import Batch
 from polytask.callback import Callback
 from polytask.errors import whole
-from polytask.models.initialisation import check_lsuv, lsuv, not_reached
+from polytask.models.initialisation import check_lsuv, lsuv_over, not_reached
 from polytask.training.together import align
 
 if TYPE_CHECKING:
@@ -24,10 +25,11 @@ class LSUV(Callback):
 
     Calls `polytask.models.lsuv` on the first training examples in storage order, of each source if there are several,
     and as many of those with the first target of a task that these lack, nothing augmented, and under the trainer's
-    seed. Layers that none of them reaches are named in a warning. Whatever weights the network had are lost, those of a
-    configuration's ``start`` or of an earlier fit among them; a resumed fit goes on with its own. Of several processes
-    all end with the weights of the first. In `polytask sparsify` it belongs to the search:
-    ``search: {callbacks: [LSUV]}``.
+    seed. What several of these batches run through, such as the trunk that sources share, gets its standard deviation
+    over all of them together; towers that start equal stay so. Layers that none of them reaches are named in a
+    warning. Whatever weights the network had are lost, those of a configuration's ``start`` or of an earlier fit among
+    them; a resumed fit goes on with its own. Of several processes all end with the weights of the first. In
+    `polytask sparsify` it belongs to the search: ``search: {callbacks: [LSUV]}``.
 
     Paper: Mishkin and Matas, *All you need is a good init*, `arXiv:1511.06422 <https://arxiv.org/abs/1511.06422>`_.
 
@@ -56,14 +58,13 @@ class LSUV(Callback):
         self.tries = tries
 
     def on_fit_start(self, run: Run) -> None:
-        def forward(model: Any, batches: list[Batch]) -> None:
-            for batch in batches:
-                names = [name for name in run.trainer.tasks if batch.counts.get(name)]
-                model(batch.inputs, names or None, batch.source)
+        def call(batch: Batch) -> Any:
+            names = [name for name in run.trainer.tasks if batch.counts.get(name)]
+            return run.model(batch.inputs, names or None, batch.source)
 
-        reached = lsuv(
-            run.model, self._batches(run), std=self.std, tolerance=self.tolerance, tries=self.tries,
-            seed=run.trainer.seed, forward=forward,
+        reached = lsuv_over(
+            run.model, [functools.partial(call, batch) for batch in self._batches(run)], std=self.std,
+            tolerance=self.tolerance, tries=self.tries, seed=run.trainer.seed,
         )  # fmt: skip
         unseen = not_reached(run.model, reached)
         align([run.model], run.ranks)
@@ -79,7 +80,7 @@ class LSUV(Callback):
         found: list[Batch] = []
         tasks, sources = set(run.trainer.tasks), set(run.train.parts)
         state = run.train.state_dict()
-        with closing(run.train.in_order(self.examples)) as batches:  # pyright: ignore[reportArgumentType]
+        with closing(run.train.in_order(self.examples)) as batches:  # pyright: ignore[reportArgumentType] (a generator)
             for batch in batches:
                 new = tasks & {name for name, count in batch.counts.items() if count}
                 if batch.source in sources or (new and batch.size > 1):  # one example alone has no deviation
