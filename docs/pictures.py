@@ -14,7 +14,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 
 import polytask as pt
-from polytask.studies.grouping import read_pairs, suggest
+from polytask.studies.grouping import suggest
+from polytask.studies.pairs import read_pairs
 
 matplotlib.use("Agg")
 

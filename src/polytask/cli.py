@@ -535,9 +535,10 @@ def _report_on(comparison: Comparison, title: str) -> int:
 
 def _report_on_groups(study: Study, title: str) -> int:
     from polytask import reports
-    from polytask.studies.grouping import in_words
+    from polytask.studies.grouping import in_words, remarks
 
-    print(f"{reports.pairs_text(study.affinity)}\n\nsuggested: {in_words(study.grouping)}")
+    print(f"{reports.pairs_text(study.noise)}\n\nsuggested: {in_words(study.grouping)}")
+    print("".join(f"- {sentence}\n" for sentence in remarks(study)))
     return _report_on_runs(study.comparison, lambda: reports.write_grouping(study, title))
 
 

@@ -13,6 +13,7 @@ from polytask import reports
 from polytask.reports import page, pairs
 from polytask.reports.pairs import Unit, heat_map, pair_charts
 from polytask.reports.summary import summarize
+from polytask.studies.pairs import Mean
 
 
 def run(folder, seed, names, figure, epochs=3):
@@ -48,8 +49,9 @@ def test_a_run_with_such_columns_has_a_heat_map_of_their_means(tmp_path):
     (heat,) = chart.data
     # epochs 1 and 3 of both seeds: 100 (0.01 (i - j) (1 + 3) / 2 + 0.5) %
     assert heat["z"][0] == [None, 48.0, 46.0] and heat["z"][2][0] == 54.0
-    assert heat["text"][0] == ["", "48", "46"]
-    assert heat["zmid"] == 0 and heat["zmin"] == -heat["zmax"] == -54.0
+    assert heat["text"][0] == ["", "(48)", "(46)"]  # one seed has 100 % more than the other
+    assert heat["customdata"][0][1] == " ± 50 % (standard error)"
+    assert heat["zmid"] == 0 and heat["zmin"] == -heat["zmax"] == -8 * 50.0
     assert chart.layout["xaxis"]["ticktext"][1] == "&lt;i&gt;right&amp;"
     cosine = drawn["pairs-cosine-0"].data[0]
     assert cosine["z"][0][1] == cosine["z"][1][0] and cosine["zmax"] == 1
@@ -91,6 +93,26 @@ def test_figures_are_printed_in_a_unit_that_suits_the_largest(kind, values, valu
 
 
 def test_missing_pairs_are_blank():
-    chart = heat_map("key", "title", "affinity", {"a": {"b": 0.1}, "b": {}})
+    chart = heat_map("key", "title", "affinity", {"a": {"b": Mean(0.1, 0.01, 0.02)}, "b": {}})
     assert chart.data[0]["text"] == [["", "10"], ["", ""]]
     assert chart.data[0]["z"][1] == [None, None] and math.isclose(chart.data[0]["zmax"], 10)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "reach", "text", "zmax"),
+    [
+        (0.1, 0.01, 0.02, "10", 10.0),
+        (0.01, 0.01, 0.02, "(1.0)", 8.0),  # noise: at an eighth of the range, nearly white
+        (-0.3, 0.05, 0.6, "(−30)", 40.0),
+        (2e-4, 1e-5, 2e-5, "200", 200.0),  # small but clear
+        (2e-4, math.nan, math.nan, "200", 1000.0),  # nothing is known of the noise
+        (0.0, 0.0, 0.0, "(0.0)", 1000.0),
+    ],
+)
+def test_what_may_be_noise_is_in_brackets_and_pale(value, error, reach, text, zmax):
+    figure = Mean(value, error, reach)
+    noise = {"a": {"b": figure}, "b": {"a": figure}}
+    (heat,) = heat_map("key", "title", "affinity", noise).data
+    assert heat["text"][0][1] == text and heat["zmax"] == pytest.approx(zmax) == -heat["zmin"]
+    assert text in pairs.pairs_text(noise)
+    assert heat_map("key", "title", "cosine", noise).data[0]["zmax"] == 1

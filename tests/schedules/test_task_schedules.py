@@ -27,7 +27,7 @@ from polytask.schedules import (
     SingleTaskEpochs,
     Update,
 )
-from polytask.schedules.task_schedule import pick
+from polytask.schedules.drawing import pick
 from polytask.studies import spec
 from polytask.training.cost import measure
 
@@ -206,6 +206,32 @@ def test_a_ramp_rises_to_every_step():
     assert shares[:2] == [0, 0] and shares[4:] == [1, 1]
     assert shares[2:4] == pytest.approx([1 / 3, 2 / 3], abs=3 * math.sqrt(2 / 9 / 3000))
     assert schedule.lead == 11
+
+
+def test_starts_count_the_epochs_before_a_task_enters():
+    """The history counts from 1: a task that starts at 2 is first trained in its epoch 3, within ATE too."""
+    for starts, options in (({"a": 0, "b": 2}, {}), (["a", "b"], {"interval": 2})):
+        history = trainer(schedule=Curriculum(starts, **options)).fit(data(), epochs=4)
+        assert [row["epoch"] for row in history if "train/a/loss" in row] == [1, 2, 3, 4]
+        assert [row["epoch"] for row in history if "train/b/loss" in row] == [3, 4]
+    schedule = Curriculum({"a": 0, "b": 2}, inner=AlternateEpochs(1, 2))  # epochs, not cycles: in the middle of one
+    history = trainer(schedule=schedule).fit(data(), epochs=4)
+    assert [row["epoch"] for row in history if "train/b/loss" in row] == [3, 4]
+    assert [row["phase"] for row in history[1:3]] == ["specific, 1 of 2 tasks", "specific, 2 of 2 tasks"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Curriculum(["a", "b"], 5),  # type: ignore[misc]
+        lambda: SingleTaskEpochs(None, 1, Joint()),  # type: ignore[misc]
+        lambda: BySize(1.0, None, 3),  # type: ignore[misc]
+        lambda: BySimilarity("a", "gradients", None, 3),  # type: ignore[misc]
+    ],
+)
+def test_numbers_that_could_be_taken_for_another_must_be_named(make: Callable[[], Schedule]):
+    with pytest.raises(TypeError, match="positional argument"):
+        make()
 
 
 class Scripted(Schedule):
@@ -593,11 +619,11 @@ CHECKED: dict[str, tuple[Callable[[], Schedule], str]] = {
     "no tasks": (lambda: Curriculum([]), "`starts` must name at least one task, found none"),
     "nothing at first": (
         lambda: Curriculum({"a": 2, "b": 1}),
-        "at least one task must start at epoch 0, found the first at 1",
+        "at least one task must start at 0, in the run's first epoch, found the first at 1",
     ),
     "interval beside epochs": (
         lambda: Curriculum({"a": 0}, interval=2),
-        "`interval` goes with an order of tasks, found 2 beside their first epochs",
+        "`interval` goes with an order of tasks, found 2 beside a start for each",
     ),
     "interval 0": (lambda: Curriculum(["a"], interval=0), "`interval` must be at least 1, found 0"),
     "negative ramp": (lambda: Curriculum(["a"], ramp=-1), "`ramp` must be at least 0, found -1"),

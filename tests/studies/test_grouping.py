@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polytask as pt
-from polytask.studies.grouping import ALONE, _good, _Score, in_words, read_pairs, suggest
+from polytask.studies.grouping import ALONE, _good, _optimizer, _Score, advantage, in_words, remarks, suggest
+from polytask.studies.pairs import Mean, successive
 
 
 def matrix(rows: list[list[float]]) -> dict[str, dict[str, float]]:
@@ -103,21 +105,18 @@ def test_ties_go_to_fewer_networks_and_harm_to_none():
     assert in_words(suggest(hostile, 2)) == "t0 alone; t1 alone"
 
 
-def test_pairs_are_read_from_a_history():
-    rows = [
-        {
-            "epoch": 1,
-            "phase": "joint",
-            "train/a/loss": 3.0,
-            "affinity/a/b": 0.25,
-            "affinity/b/a": -1.0,
-            "cosine/a/b": 0.5,
-        },
-        {"epoch": 2, "phase": "joint", "affinity/a/b": 0.75, "cosine/a/b": math.nan},
-    ]
-    assert read_pairs(rows) == {"a": {"b": 0.5}, "b": {"a": -1.0}}
-    assert read_pairs(rows, "cosine") == {"a": {"b": 0.5}, "b": {"a": 0.5}}
-    assert read_pairs(rows[:0]) == {}
+@settings(max_examples=60, deadline=None)
+@given(st.lists(_problems(4), min_size=2, max_size=5).filter(lambda found: len({len(rows) for rows, _ in found}) == 1))
+def test_the_advantage_is_that_of_the_sums_of_gains_epoch_by_epoch(problems: Any):
+    matrices, groups = [matrix(rows) for rows, _ in problems], problems[0][1]
+    made = suggest(matrices[0], groups)
+    incomplete = {task: {} for task in matrices[0]}
+    found = advantage([incomplete, *matrices], made)
+    chosen = [[int(task[1:]) for task in group] for group in made.groups]
+    everyone = [list(range(len(made.gains)))]
+    expected = successive([total(rows, chosen) - total(rows, everyone) for rows, _ in problems])
+    assert found.value == pytest.approx(expected.value, abs=1e-9)
+    assert found.error == pytest.approx(expected.error, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +191,72 @@ def test_measuring_does_not_change_what_is_trained(study: Any):
         assert torch.equal(one, other)
 
 
+def test_what_is_noise_is_said(study: Any):
+    """The advantage of the grouping is that of the sum of gains; of one seed nothing is known."""
+    history = pt.load(study.folder / "affinity").history
+    assert study.noise["a"]["b"] == successive(history.column("affinity/a/b"))
+    assert {i: {j: mean.value for j, mean in row.items()} for i, row in study.noise.items()} == study.affinity
+    gained = sum(study.grouping.gains.values()) - sum(study.grouping.together.values())
+    assert study.advantage.value == pytest.approx(gained, abs=1e-9)
+    losses = {
+        record.method: [record.metrics["validation"][f"{name}/loss"] for name in "abc"]
+        for record in study.comparison.records
+    }
+    alone, together, grouped = (losses[name] for name in ("single-task", "together", "grouped"))
+    expected = sum((t - g) / s for s, t, g in zip(alone, together, grouped, strict=True))
+    assert study.measured_advantage.value == pytest.approx(expected) and not study.measured_advantage.known
+    first, second, third = remarks(study)
+    unclear = sum(not mean.clear for row in study.noise.values() for mean in row.values())
+    assert first.startswith(f"{unclear} of 6 affinities cannot be told from zero")
+    verdict = "more than noise" if study.advantage.clear else "inside the noise"
+    assert second.startswith("Expected gain of `grouped` beyond `together`") and verdict in second
+    assert "Without several seeds it is not known" in third
+
+
+def _remarked(study: Any, figure: float) -> list[str]:
+    every = {i: {j: figure for j in "abc" if i != j} for i in "abc"}
+    return remarks(replace(study, grouping=suggest(every, 3)))
+
+
+def test_what_was_suggested_is_named_for_what_it_is(study: Any):
+    apart = _remarked(study, -1.0)
+    assert apart[0] == "Grouped = single-task: every task is suggested to be alone, as in `single-task`."
+    assert any(said.startswith("Expected gain of `single-task` beyond `together`") for said in apart)
+    joint = _remarked(study, 1.0)
+    assert joint[0] == "Grouped = together: all tasks are suggested to share one trunk, as in `together`."
+    assert not any("beyond" in said for said in joint)
+
+
+@pytest.mark.parametrize(
+    ("mean", "said"),
+    [
+        (Mean(0.04, 0.01, 0.03), "+4 % ± 1 % (standard error over epochs): more than noise."),
+        (Mean(-0.04, 0.01, 0.05), "−4 % ± 1 % (standard error over epochs): inside the noise, the two cannot be told"),
+        (
+            Mean(0.04, math.nan, math.nan),
+            "+4 %. Without several epochs it is not known whether that is more than noise",
+        ),
+    ],
+)
+def test_an_advantage_is_judged_by_its_error(study: Any, mean: Mean, said: str):
+    assert any(said in sentence for sentence in remarks(replace(study, advantage=mean)))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (None, ""),
+        ({"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.0}}, ""),
+        ({"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.9}}, "SGD with momentum"),
+        ({"class_path": "torch.optim.Adam"}, "Adam"),
+    ],
+)
+def test_steps_that_are_no_plain_ones_are_named(study: Any, given: Any, told: str):
+    assert _optimizer({"trainer": {"optimizer": given}}) == told
+    said = [sentence for sentence in remarks(replace(study, optimizer=told)) if "plain gradient steps" in sentence]
+    assert len(said) == bool(told) and all(f"not of those that {told} makes" in sentence for sentence in said)
+
+
 def test_a_finished_study_is_read_and_not_repeated(study: Any):
     from polytask.studies import read_grouping
 
@@ -213,6 +278,7 @@ def test_the_report_holds_the_heat_map_and_what_came_of_it(study: Any):
     heat = [chart for chart in charts.values() if chart["data"][0]["type"] == "heatmap"]
     assert len(heat) == 1 and heat[0]["data"][0]["zmid"] == 0
     assert "a and b together; c alone" in text
+    assert "affinities cannot be told from zero" in text and "<code>grouped</code> beyond <code>together" in text
     assert 'id="gains"' in text
 
 
@@ -223,10 +289,38 @@ class Apart(Opposed):
         return tuple({name: (x, {name: y[name]}) for name in "abc"} for x, y in super().load())
 
 
-def test_tasks_that_never_meet_are_refused_by_their_cause(tmp_path: Path):
+class InTurns(Opposed):
+    """The same tasks, of which every batch holds one: what is known only once it has been seen."""
+
+    def load(self) -> Any:
+        parts = []
+        for x, y in super().load():
+            for number, targets in enumerate(y.values()):
+                targets[torch.arange(len(x)) % 3 != number] = torch.nan
+            parts.append((x, y))
+        return tuple(parts)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "pair"),
+    [
+        (None, "both `a` and `b`: use `Zip`, or `accumulate`"),
+        ({"class_path": "RoundRobin"}, "both `a` and `b`"),
+    ],
+)
+def test_tasks_that_never_meet_are_refused_before_anything_is_trained(mixture: Any, pair: str, tmp_path: Path):
     config = {**CONFIG, "data": {"class_path": "tests.studies.test_grouping.Apart"}, "epochs": 1}
-    with pytest.raises(ValueError, match="found none: no step held targets of two tasks, for which use `Zip`"):
+    config["trainer"] = {**CONFIG["trainer"], "mixture": mixture}
+    with pytest.raises(ValueError, match=f"affinities need steps with targets of every two tasks, and none .* {pair}"):
         pt.group(config, every=2, folder=tmp_path / "study", jobs=1, progress=False)
+    assert not list((tmp_path / "study").rglob("run.json"))
+
+
+def test_tasks_that_did_not_meet_are_refused_by_their_cause(tmp_path: Path):
+    config = {**CONFIG, "data": {"class_path": "tests.studies.test_grouping.InTurns"}, "epochs": 1}
+    config["trainer"] = {**CONFIG["trainer"], "batch_size": 1}
+    with pytest.raises(ValueError, match="found none: no step held targets of two tasks, for which use `Zip`"):
+        pt.group(config, every=64, folder=tmp_path / "study", jobs=1, progress=False)
 
 
 @pytest.mark.parametrize(

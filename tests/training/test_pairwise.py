@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 import polytask as pt
 from polytask.batch import Batch
+from polytask.data.remembered import Remembered
 from polytask.schedules.base import SHARED, Schedule, Update
 from polytask.training.callbacks import Affinity, GradientCosines
+from polytask.training.callbacks.pairwise import never_meet
 
 LR = 0.3
 
@@ -221,16 +224,79 @@ def test_a_run_resumed_among_sources_looks_at_the_same_steps(after: int, tmp_pat
     assert resumed == whole and same(found.state, expected.state)
 
 
-@pytest.mark.parametrize(("accumulate", "meet"), [(1, False), (2, True)])
+def _halves() -> pt.Arrays:
+    """Targets of a in the first two batches, of b in the others: that they never meet shows in training only."""
+    x, y = data(32)
+    y["a"][16:] = NAN
+    y["b"][:16] = -100
+    return pt.Arrays(x, y, batch_size=8, shuffle=False)
+
+
+@pytest.mark.parametrize(("accumulate", "meet"), [(1, False), (3, True)])
 def test_the_log_says_once_that_no_tasks_meet(accumulate: int, meet: bool, caplog: pytest.LogCaptureFixture):
     schedule = pt.schedules.AlternateEpochs(1, 1)
     made = trainer(schedule=schedule, callbacks=[GradientCosines(1)], accumulate=accumulate)
     for _ in range(2):
         caplog.clear()
-        history = made.fit(_in_turns("a", "b"), epochs=4)
+        history = made.fit(_halves(), epochs=4)
         said = [r.message for r in caplog.records if "no step held targets of two tasks" in r.message]
         assert len(said) == (0 if meet else 1) and ("cosine/a/b" in history.columns) == meet
         assert all("use `Zip`, or `accumulate` at least the number of sources" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "brought", "accumulate", "apart"),
+    [
+        (pt.data.RoundRobin, ["a", "b", "c"], 1, ["ab", "ac", "bc"]),
+        (pt.data.RoundRobin, ["a", "b", "c"], 2, []),  # a with b, c with a, b with c
+        (pt.data.RoundRobin, ["a", "bc"], 1, ["ab", "ac"]),
+        (pt.data.RoundRobin, ["a", "b", "a", "c"], 2, ["bc"]),  # the pairs of turns never change
+        (pt.data.Zip, ["a", "b", "c"], 1, []),
+        (pt.data.Proportional, ["a", "b", "c"], 1, ["ab", "ac", "bc"]),
+        (pt.data.Proportional, ["a", "b", "c"], 2, []),
+        (pt.data.Adaptive, ["a", "b", "c"], 1, ["ab", "ac", "bc"]),
+        (pt.data.Adaptive, ["a", "b", "c"], 2, []),  # not known, as rates move
+    ],
+)
+def test_tasks_that_never_meet_are_known_beforehand(mixture: Any, brought: list[str], accumulate: int, apart: Any):
+    x, y = data(32, "abc")
+    parts = {f"s{i}": (x, {name: y[name] for name in names}) for i, names in enumerate(brought)}
+    source = mixture(parts, batch_size=8)
+    source.bind({task.name: task for task in tasks("abc")}, torch.device("cpu"), "train")
+    assert never_meet(source, list("abc"), accumulate, 3) == [tuple(pair) for pair in apart]
+    wrapped = Remembered(source, "key", lambda batch: None, 0)
+    assert never_meet(wrapped, list("abc"), accumulate, 3) == [tuple(pair) for pair in apart]
+    served = {
+        frozenset(name for batch in batches for name, count in batch.counts.items() if count)
+        for epoch in range(3)
+        for batches in _accumulated(source.steps(epoch), accumulate)
+    }
+    for one, other in apart:  # nor do they, in fact
+        assert not any({one, other} <= names for names in served)
+    if mixture is not pt.data.Adaptive:
+        met = [pair for pair in combinations("abc", 2) if any(set(pair) <= names for names in served)]
+        assert sorted([*met, *map(tuple, apart)]) == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+def _accumulated(steps: Any, count: int) -> Any:
+    while joined := [batch for batches in islice(steps, count) for batch in batches]:
+        yield joined
+
+
+def test_nothing_is_known_of_what_one_source_or_a_stream_brings():
+    for source in (_halves(), pt.data.Loader(loader())):
+        source.bind({task.name: task for task in tasks()}, torch.device("cpu"), "train")
+        assert never_meet(source, ["a", "b"], 1, 1) == []
+
+
+@pytest.mark.parametrize("kind", [GradientCosines, Affinity])
+def test_a_fit_in_which_no_tasks_can_meet_is_refused(kind: Any):
+    made = trainer(callbacks=[kind()])
+    with pytest.raises(
+        ValueError, match=f"{kind.__name__} must have steps with targets of two tasks, and no step .*Zip"
+    ):
+        made.fit(_in_turns("a", "b"), epochs=1)
+    assert not len(made.history)
 
 
 def test_epochs_in_which_the_shared_block_rests_have_no_figures():

@@ -92,6 +92,13 @@ def test_the_pairs_of_one_task():
     assert [column for column in row if column.startswith("correlation/")] == ["correlation/a/b", "correlation/b/c"]
 
 
+def test_corpora_with_some_examples_in_common_are_not_refused():
+    x, y = data(40, seed=1)
+    both, alone = (x[:20], {name: values[:20] for name, values in y.items()}), (x[20:], {"a": y["a"][20:]})
+    expected = noted(validation=both)["correlation/a/b"]
+    assert noted(validation={"both": both, "alone": alone})["correlation/a/b"] == pytest.approx(expected, abs=1e-6)
+
+
 def test_it_changes_nothing_else():
     results = []
     for callbacks in ([], [pt.callbacks.PredictionCorrelation()]):
@@ -135,6 +142,11 @@ def test_refusals():
         ValueError, match="at least 2 validation examples with targets of both, found 1 for `a` and `b`"
     ):
         noted(validation=(x, y))
+    corpora = {"one": (x, {"a": y["a"]}), "other": (x, {"b": y["b"]})}  # no example has both, as is known at once
+    run = trainer(callbacks=[pt.callbacks.PredictionCorrelation()])
+    with pytest.raises(ValueError, match=r"found at most 0 for `a` and `b`: give validation data with both, name a"):
+        run.fit(data(), corpora, epochs=1)
+    assert not len(run.history)
     with pytest.raises(ValueError, match="needs validation data, found none"):
         trainer(callbacks=[pt.callbacks.PredictionCorrelation()]).fit(data(), epochs=1)
     with pytest.raises(ValueError, match="`primary` must be a task, found `aa`: did you mean `a`"):

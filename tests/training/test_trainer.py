@@ -305,7 +305,12 @@ def test_history_is_a_table(tmp_path: Path):
         rows = list(csv.DictReader(file))
     assert [float(row["train/loss"]) for row in rows] == history.column("train/loss")
     assert list(tmp_path.iterdir()) == [tmp_path / "h.csv"]
-    assert history.column("nothing")[0] != history.column("nothing")[0]
+    partly = pt.History([*history, {"epoch": 4, "late": 2.0}])
+    assert [math.isnan(value) for value in partly.column("late")] == [True, True, True, False]
+    with pytest.raises(KeyError, match="found `train/los`: did you mean `train/loss`"):
+        history.column("train/los")
+    with pytest.raises(KeyError, match="found `train/loss`: it has no epochs yet"):
+        pt.History().column("train/loss")
     assert "3 epochs" in repr(history)
 
 

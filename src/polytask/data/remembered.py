@@ -80,6 +80,9 @@ class Wrapped(Source):
     def in_order(self, size: int) -> Iterator[Batch]:
         return self.source.in_order(size)
 
+    def turns(self, epoch: int) -> Tensor | None:
+        return self.source.turns(epoch)
+
     def spread(self, steps: int) -> None:
         self.source.spread(steps)
 

@@ -111,6 +111,14 @@ class Source(ABC):
     def in_order(self, size: int) -> Iterator[Batch]:
         """Every example once, in storage order, in batches of at most `size`, nothing augmented."""
 
+    def turns(self, epoch: int) -> Tensor | None:
+        """Whose turn each batch of epoch `epoch` is: (batches, sources of each), positions in `parts`; after `bind`.
+
+        None if it cannot be told beforehand, or there is one source only. What a source that adapts (see `monitored`)
+        says of an epoch to come is not final.
+        """
+        return None
+
     def spread(self, steps: int) -> None:
         """Makes every epoch this many steps, of sizes as even as can be; after `bind`.
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from pathlib import Path
 from statistics import fmean
 
 from polytask.reports import page
-from polytask.reports.pairs import ABOUT_AFFINITY, Unit, heat_map
+from polytask.reports.pairs import ABOUT_AFFINITY, BRACKETS, Unit, heat_map
 from polytask.reports.sparse import Table, section
 from polytask.reports.tables import NOTHING
-from polytask.studies.grouping import ALONE, GROUPED, SINGLE, TOGETHER, Study, in_words
+from polytask.studies.grouping import ALONE, SINGLE, TOGETHER, Study, in_words, remarks
 
 _NOTE = (
     "Expected: the mean affinity of the other tasks of its group towards a task, that is by what part of itself a step "
@@ -30,7 +31,7 @@ def write_grouping(study: Study, title: str | None = None) -> Path:
     Returns:
         The path of ``report.html``.
     """
-    chart = heat_map("affinity", "all tasks together: affinity", "affinity", study.affinity)
+    chart = heat_map("affinity", "all tasks together: affinity", "affinity", study.noise)
     extra = _verdict(study, page.figure(chart)) + section(gains(study))
     comparison = study.comparison
     return page.write(
@@ -44,7 +45,7 @@ def gains(study: Study) -> Table:
     made = study.grouping
     unit = Unit.of("affinity", [*made.together.values(), *made.gains.values()])
     group_of = {task: group for group in made.groups for task in group}
-    measured = {name: _measured(study, name) for name in (TOGETHER, _trained_as(study))}
+    measured = {name: _measured(study, name) for name in (TOGETHER, made.method)}
     rows = [
         (
             task, ", ".join(group_of[task]), _expected(unit, made.together[task]), _expected(unit, made.gains[task]),
@@ -64,12 +65,6 @@ def _expected(unit: Unit, value: float) -> str:
 
 def _share(value: float) -> str:
     return f"{value:+.1%}".replace("-", "−")
-
-
-def _trained_as(study: Study) -> str:
-    """The method that trained what was suggested."""
-    groups = study.grouping.groups
-    return TOGETHER if len(groups) == 1 else SINGLE if len(groups) == len(study.grouping.gains) else GROUPED
 
 
 def _measured(study: Study, method: str) -> dict[str, float]:
@@ -93,9 +88,16 @@ def _verdict(study: Study, chart: str) -> str:
     count = len(made.groups)
     networks = "one network" if count == 1 else f"{count} networks"
     how = "the best" if made.exact else "a good one (there are too many to look at all)"
+    said = "".join(f"<li>{_code(escape(sentence))}</li>" for sentence in remarks(study))
     return (
         '<section aria-labelledby="h-grouping"><h2 id="h-grouping">Which tasks belong together</h2>'
         f"<p>Suggested: <strong>{escape(in_words(made))}</strong> ({networks}), {how} of the groupings that were "
-        f'allowed.</p><p class="hint">{ABOUT_AFFINITY} Means over the epochs of one run of all tasks together.</p>'
+        f"allowed.</p><ul>{said}</ul>"
+        f'<p class="hint">{ABOUT_AFFINITY} Means over the epochs of one run of all tasks together. {BRACKETS}</p>'
         f'<div class="charts" style="max-width:720px">{chart}</div></section>'
     )
+
+
+def _code(text: str) -> str:
+    """Names in backticks as the page writes them."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", text)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import Any
+from statistics import fmean, median
 
 from polytask.reports.plots import COLOURS, DASHES, Chart, chart_layout, short, tag
 from polytask.reports.summary import Method, Summary
-from polytask.studies.grouping import Matrix, read_pairs
+from polytask.studies.pairs import Matrix, Mean, Noise, read_noise, values_of
 from polytask.studies.store import read_history
 from polytask.training.history import History
 
@@ -19,10 +18,14 @@ ABOUT_AFFINITY = (
     "Affinity, of the task of a row towards that of a column: by what part of itself a step for the row’s task alone "
     "lowers the loss of the column’s task; below 0 (orange) it raises it."
 )
+BRACKETS = "Figures in brackets cannot be told from 0 (95 %); colours reach at least to eight standard errors."
 INTRODUCTION = (
     f"{ABOUT_AFFINITY} Cosine: of the angle between the gradients of two tasks on the shared block; 1 means the same "
-    "direction, below 0 (orange) is conflict. Means over the epochs that have them, and over seeds."
+    f"direction, below 0 (orange) is conflict. Means over the epochs that have them, and over seeds. {BRACKETS}"
 )
+
+LEAST = 1e-3
+"""Where nothing is known of the noise, affinities span at least this range of colours, up and down."""
 
 MOST_LINES = 6
 """Pairs whose lines can still be told apart."""
@@ -68,30 +71,32 @@ def pair_charts(summary: Summary) -> list[Chart]:
     return [chart for number, method in enumerate(summary.methods) for chart in _of(number, method)]
 
 
-def heat_map(key: str, title: str, kind: str, matrix: Matrix, method: int | None = None) -> Chart:
-    """A heat map with its figures printed, rows and columns in the matrix' order.
+def heat_map(key: str, title: str, kind: str, noise: Noise, method: int | None = None) -> Chart:
+    """A heat map with its figures printed, rows and columns in the matrix' order; in brackets what may be zero.
 
     Args:
         key: the chart's.
         title: the chart's; the unit is added.
         kind: ``affinity`` or ``cosine``.
-        matrix: {i: {j: figure}}; what is missing is left blank.
+        noise: {i: {j: figure}} with their errors; what is missing is left blank.
         method: the number of the method it is about.
     """
+    matrix = values_of(noise)
     tasks = list(matrix)
     values = [value for row in matrix.values() for value in row.values()]
     unit = Unit.of(kind, values)
     rows = [[matrix[i].get(j, math.nan) for j in tasks] for i in tasks]
-    most = 1.0 if kind == "cosine" else max(map(abs, values), default=0.0) * unit.factor or 1.0
+    most = 1.0 if kind == "cosine" else _span(noise) * unit.factor
     names = {"affinity": ("step for", "loss of"), "cosine": ("gradient of", "gradient of")}[kind]
     data = {
         "type": "heatmap", "z": [[short(v * unit.factor) for v in row] for row in rows],
-        "text": [["" if math.isnan(v) else unit.number(v) for v in row] for row in rows], "texttemplate": "%{text}",
+        "text": [[_printed(noise[i].get(j), unit) for j in tasks] for i in tasks], "texttemplate": "%{text}",
+        "customdata": [[_error(noise[i].get(j), unit) for j in tasks] for i in tasks],
         "textfont": {"size": 10 if len(tasks) > 5 else 13}, "xgap": 2, "ygap": 2, "hoverongaps": False,
         "zmid": 0, "zmin": -most, "zmax": most, "colorscale": _SCALE,
         "colorbar": {"thickness": 10, "len": 1, "outlinewidth": 0, "nticks": 5,
                      "ticksuffix": unit.name and f" {unit.name}"},
-        "hovertemplate": f"{names[0]} %{{y}}, {names[1]} %{{x}}: %{{text}} {unit.name}<extra></extra>",
+        "hovertemplate": f"{names[0]} %{{y}}, {names[1]} %{{x}}: %{{text}} {unit.name}%{{customdata}}<extra></extra>",
     }  # fmt: skip
     labels = [_short_label(name) for name in tasks]
     axis = {"tickmode": "array", "tickvals": list(range(len(tasks))), "ticktext": labels, "showgrid": False}
@@ -107,25 +112,33 @@ def heat_map(key: str, title: str, kind: str, matrix: Matrix, method: int | None
     )
 
 
+def _span(noise: Noise) -> float:
+    """How far the colours of affinities reach: so far that what noise makes looks pale."""
+    means = [mean for row in noise.values() for mean in row.values()]
+    errors = [mean.error for mean in means if mean.known]
+    largest = max((abs(mean.value) for mean in means), default=0.0)
+    return max(largest, 8 * median(errors) if errors else LEAST) or LEAST
+
+
+def _printed(mean: Mean | None, unit: Unit) -> str:
+    if mean is None:
+        return ""
+    number = unit.number(mean.value)
+    return f"({number})" if mean.known and not mean.clear else number
+
+
+def _error(mean: Mean | None, unit: Unit) -> str:
+    return f" ± {unit.text(mean.error)} (standard error)" if mean is not None and mean.known else ""
+
+
 def _of(number: int, method: Method) -> Iterator[Chart]:
     files = [run.folder / "history.csv" for run in method.done if run.folder is not None]
     histories = [read_history(path) for path in files if path.is_file()]
     for kind in ("affinity", "cosine"):
-        matrix = _mean([found for history in histories if (found := read_pairs(history, kind))])
-        if matrix:
-            yield heat_map(f"pairs-{kind}-{number}", f"{method.name}: {kind}", kind, matrix, number)
+        noise = read_noise(histories, kind)
+        if noise:
+            yield heat_map(f"pairs-{kind}-{number}", f"{method.name}: {kind}", kind, noise, number)
             yield from _lines(f"pair-lines-{kind}-{number}", f"{method.name}: {kind}", kind, histories, number)
-
-
-def _mean(matrices: Sequence[Matrix]) -> dict[str, dict[str, float]]:
-    tasks = list(dict.fromkeys(task for matrix in matrices for task in matrix))
-    found: dict[str, dict[str, float]] = {task: {} for task in tasks}
-    for i in tasks:
-        for j in tasks:
-            values = [matrix[i][j] for matrix in matrices if j in matrix.get(i, {})]
-            if values:
-                found[i][j] = fmean(values)
-    return found
 
 
 def _lines(key: str, title: str, kind: str, histories: Sequence[History], method: int) -> Iterator[Chart]:
@@ -176,8 +189,12 @@ def _short_label(name: str, length: int = 14) -> str:
     return tag(name if len(name) <= length else f"{name[: length - 1]}…")
 
 
-def pairs_text(matrix: Mapping[str, Mapping[str, float]], kind: str = "affinity") -> str:
-    """The matrix as lines of text, one a task, in the unit of the heat map.
+def pairs_text(matrix: Matrix | Noise, kind: str = "affinity") -> str:
+    """The matrix as lines of text, one a task, in the unit of the heat map; in brackets what may be zero.
+
+    Args:
+        matrix: {i: {j: figure}}, with errors (`polytask.studies.pairs.Mean`) or without.
+        kind: ``affinity`` or ``cosine``.
 
     >>> print(pairs_text({"a": {"b": 0.02}, "b": {"a": -0.01}}))
     step for \\ loss of, %      a      b
@@ -185,10 +202,15 @@ def pairs_text(matrix: Mapping[str, Mapping[str, float]], kind: str = "affinity"
     b                       −1.0      –
     """
     tasks = list(matrix)
-    unit = Unit.of(kind, [value for row in matrix.values() for value in row.values()])
-    cells: Any = [[unit.number(matrix[i][j]) if j in matrix[i] else "–" for j in tasks] for i in tasks]
+    means = {i: {j: _as_mean(figure) for j, figure in row.items()} for i, row in matrix.items()}
+    unit = Unit.of(kind, [mean.value for row in means.values() for mean in row.values()])
+    cells = [[_printed(means[i].get(j), unit) or "–" for j in tasks] for i in tasks]
     width = max(6, *(len(text) for row in (*cells, tasks) for text in row))
     corner = "step for \\ loss of" + f", {unit.name}" * bool(unit.name)
     first = max(len(corner), *map(len, tasks))
     lines = [(corner, tasks), *zip(tasks, cells, strict=True)]
     return "\n".join(f"{name:<{first}} " + " ".join(f"{text:>{width}}" for text in row) for name, row in lines)
+
+
+def _as_mean(figure: float | Mean) -> Mean:
+    return figure if isinstance(figure, Mean) else Mean(figure, math.nan, math.nan)

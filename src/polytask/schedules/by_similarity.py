@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from polytask.errors import nearest, one_of, whole
+from polytask.errors import nearest, one_of
 from polytask.schedules.base import Schedule
-from polytask.schedules.task_schedule import TaskSchedule, check_names, pick
+from polytask.schedules.drawing import Drawing, shares
+from polytask.schedules.task_schedule import check_names
 
 _MEASURED = {
     "gradients": (
@@ -25,7 +26,7 @@ _MEASURED = {
 
 
 @final
-class BySimilarity(TaskSchedule):
+class BySimilarity(Drawing):
     r"""The more similar a task is to the primary task, the more often it is trained.
 
     With s_k in [−1, 1] the similarity of task k to the primary task, whose own is 1, there are two ways to choose:
@@ -77,21 +78,20 @@ class BySimilarity(TaskSchedule):
         primary: str,
         similarity: Mapping[str, float] | str = "gradients",
         temperature: float | None = None,
+        *,
         seed: int = 0,
         inner: Schedule | None = None,
     ) -> None:
-        super().__init__(inner)
+        super().__init__(inner, seed)
         if isinstance(similarity, str):
             one_of("similarity", similarity, _MEASURED)
         else:
             _check_given(primary, similarity)
         if temperature is not None and not 0 < temperature < math.inf:
             raise ValueError(f"`temperature` must be above 0 and finite, found {temperature}")
-        whole("seed", seed, 0)
         self.primary = primary
         self.similarity = similarity if isinstance(similarity, str) else dict(similarity)
         self.temperature = temperature
-        self.seed = seed
         self._similarities: dict[str, float] = {}
 
     def setup(
@@ -115,17 +115,11 @@ class BySimilarity(TaskSchedule):
         if self.temperature is None:
             return {name: min(max(value, 0.0), 1.0) for name, value in values.items()}
         largest = max(values.values())
-        powers = {name: math.exp((value - largest) / self.temperature) for name, value in values.items()}
-        total = math.fsum(powers.values())
-        return {name: power / total for name, power in powers.items()}
+        return shares({name: math.exp((value - largest) / self.temperature) for name, value in values.items()})
 
     def choose(self, tasks: Sequence[str], epoch: int, step: int) -> list[str]:
-        probabilities = self.probabilities(tasks)
-        if self.temperature is not None:
-            return [pick(probabilities, *self.draws(1, self.seed, step))]
-        # by place among all tasks, so that what one draws does not depend on which others may take part
-        drawn = dict(zip(self.tasks, self.draws(len(self.tasks), self.seed, step), strict=True))
-        return [name for name in tasks if drawn[name] < probabilities[name]]
+        draw = self.each if self.temperature is None else self.one
+        return draw(self.probabilities(tasks), step)
 
     def observe(self, row: Mapping[str, Any]) -> None:
         super().observe(row)
@@ -150,10 +144,8 @@ class BySimilarity(TaskSchedule):
         return "tasks by similarity"
 
     def settings(self) -> dict[str, Any]:
-        return {
-            "primary": self.primary, "similarity": self.similarity, "temperature": self.temperature,
-            "seed": self.seed,
-        }  # fmt: skip
+        own = {"primary": self.primary, "similarity": self.similarity, "temperature": self.temperature}
+        return own | super().settings()
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {"similarities": dict(self._similarities)}

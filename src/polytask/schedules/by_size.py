@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, final
 
-from polytask.errors import whole
 from polytask.schedules.base import Schedule
-from polytask.schedules.task_schedule import TaskSchedule, check_names, pick
+from polytask.schedules.drawing import Drawing, shares
+from polytask.schedules.task_schedule import check_names
 
 
 @final
-class BySize(TaskSchedule):
+class BySize(Drawing):
     r"""One task a step, drawn by its number of examples: p ∝ n^alpha.
 
     p_k = n_k^α / Σ_j n_j^α over the tasks j that the inner schedule lets take part in the step. α = 1 is proportional
@@ -47,19 +47,18 @@ class BySize(TaskSchedule):
         self,
         alpha: float = 1.0,
         sizes: Mapping[str, float] | None = None,
+        *,
         seed: int = 0,
         inner: Schedule | None = None,
     ) -> None:
-        super().__init__(inner)
+        super().__init__(inner, seed)
         if not 0 <= alpha < math.inf:
             raise ValueError(f"`alpha` must be at least 0 and finite, found {alpha}")
         for name, size in (sizes or {}).items():
             if not 0 < size < math.inf:
                 raise ValueError(f"`sizes` must be above 0 and finite, found {size} for `{name}`")
-        whole("seed", seed, 0)
         self.alpha = alpha
         self.sizes = None if sizes is None else dict(sizes)
-        self.seed = seed
         self._sizes: dict[str, float] = {}
 
     def setup(
@@ -82,15 +81,13 @@ class BySize(TaskSchedule):
         """With which each of `tasks` is drawn where these may take part; all tasks if None."""
         names = self.tasks if tasks is None else tasks
         largest = max(self._sizes[name] for name in names)  # whose power is 1, however large alpha
-        powers = {name: (self._sizes[name] / largest) ** self.alpha for name in names}
-        total = math.fsum(powers.values())
-        return {name: power / total for name, power in powers.items()}
+        return shares({name: (self._sizes[name] / largest) ** self.alpha for name in names})
 
     def choose(self, tasks: Sequence[str], epoch: int, step: int) -> list[str]:
-        return [pick(self.probabilities(tasks), *self.draws(1, self.seed, step))]
+        return self.one(self.probabilities(tasks), step)
 
     def label(self, epoch: int) -> str:
         return "tasks by size"
 
     def settings(self) -> dict[str, Any]:
-        return {"alpha": self.alpha, "sizes": self.sizes, "seed": self.seed}
+        return {"alpha": self.alpha, "sizes": self.sizes} | super().settings()

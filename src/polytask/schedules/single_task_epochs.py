@@ -24,8 +24,9 @@ class SingleTaskEpochs(TaskSchedule):
 
     Args:
         order: every task once; the trainer's order if None.
-        cycles: length of a turn in cycles of the inner schedule, at least 1: epochs under `Joint` and SAT, whole
-            cycles of shared and specific epochs under ATE, so that a turn trains both kinds of blocks.
+        cycles: length of a turn, at least 1, counted in cycles of the inner schedule: under `Joint` and SAT a cycle is
+            one epoch; under ATE it is its shared and specific epochs together, so that a turn trains both kinds of
+            blocks. `AlternateEpochs(1, 2)` with ``cycles=2`` makes turns of 6 epochs. (`Curriculum` counts epochs.)
         inner: which blocks move; `Joint` if None.
 
     Raises:
@@ -40,7 +41,7 @@ class SingleTaskEpochs(TaskSchedule):
     ['shared, task circle', 'specific, task circle', 'shared, task digit']
     """
 
-    def __init__(self, order: Sequence[str] | None = None, cycles: int = 1, inner: Schedule | None = None) -> None:
+    def __init__(self, order: Sequence[str] | None = None, cycles: int = 1, *, inner: Schedule | None = None) -> None:
         super().__init__(inner)
         if isinstance(order, str):
             raise TypeError(f"`order` must be a list of tasks, found {order!r}")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from polytask.errors import nearest
 from polytask.schedules.base import NONE, Schedule, Update
 from polytask.schedules.joint import Joint
-
-_BLOCK = 256
-"""Steps whose numbers are drawn at once: a generator for each would cost as much as a small network's step."""
 
 
 class TaskSchedule(Schedule):
@@ -51,7 +45,6 @@ class TaskSchedule(Schedule):
         # what has been worked out already, as every step asks for it
         self._able: dict[tuple[Update, ...], tuple[str, ...]] = {}
         self._kept: dict[tuple[tuple[Update, ...], frozenset[str]], tuple[Update, ...]] = {}
-        self._drawn: tuple[tuple[int, ...], list[list[float]]] = ((), [])
 
     @abstractmethod
     def choose(self, tasks: Sequence[str], epoch: int, step: int) -> Collection[str]:
@@ -144,32 +137,6 @@ class TaskSchedule(Schedule):
     def __repr__(self) -> str:
         given = ", ".join(f"{key}={value!r}" for key, value in (*self.settings().items(), ("inner", self.inner)))
         return f"{type(self).__name__}({given})"
-
-    def draws(self, count: int, seed: int, step: int) -> list[float]:
-        """`count` independent numbers in [0, 1) that belong to the kind of schedule, the seed and the step."""
-        block, place = divmod(step, _BLOCK)
-        key = (count, seed, block)
-        if self._drawn[0] != key:
-            kind = zlib.crc32(type(self).__name__.encode())  # nested schedules of one seed must not draw alike
-            stream = np.random.PCG64(np.random.SeedSequence([seed, kind, count, block]))
-            words = stream.random_raw(_BLOCK * count).reshape(_BLOCK, count)
-            self._drawn = (key, ((words >> np.uint64(11)) * 2.0**-53).tolist())
-        return self._drawn[1][place]
-
-
-def pick(probabilities: Mapping[str, float], number: float) -> str:
-    """The name that `number`, uniform in [0, 1), draws: each with its probability, those with 0 never.
-
-    >>> [pick({"a": 0.25, "b": 0.0, "c": 0.75}, number) for number in (0.2, 0.25, 0.999)]
-    ['a', 'c', 'c']
-    """
-    possible = [name for name, probability in probabilities.items() if probability > 0]
-    reached = 0.0
-    for name in possible[:-1]:
-        reached += probabilities[name]
-        if number < reached:
-            return name
-    return possible[-1]
 
 
 def check_names(what: str, names: Collection[str], tasks: Collection[str]) -> None:

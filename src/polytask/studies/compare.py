@@ -24,7 +24,7 @@ from polytask.studies.methods import (
     sweep,
 )  # fmt: skip
 from polytask.studies.run import check_network, check_same, finished, splits_of
-from polytask.studies.store import RunRecord, probe, read_record, read_study, safe_names, write_text
+from polytask.studies.store import RunRecord, described, probe, read_record, read_study, safe_names, write_text
 
 logger = logging.getLogger("polytask")
 
@@ -194,9 +194,7 @@ def compare(
     >>> [record.metrics["test"]["left/accuracy"] for record in study.records]  # doctest: +SKIP
     """
     made = plan(config, overrides, seeds, methods, weights)
-    if folder is None:
-        folder = Path("runs") / (Path(config).stem if isinstance(config, str | Path) else "comparison")
-    target = Path(folder)
+    target = spec.folder_of(config, folder, "comparison")
     todo = list(made.jobs(target))
     check_ready(todo, target, overwrite)
     _write(made, target)
@@ -285,11 +283,8 @@ def _write(made: Plan, folder: Path) -> None:
 
 
 def _read(path: Path) -> tuple[str | None, list[str], list[Path]]:
-    try:
-        content = json.loads(path.read_text())
+    with described(path, FORMAT) as content:
         places = [
             path.parent / folder / f"seed-{seed}" for folder in content["methods"].values() for seed in content["seeds"]
         ]
         return content["baseline"], list(content.get("sweep", [])), places  # of version 0.1.0 without a sweep
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must describe a study of polytask, found a damaged file ({error})") from error

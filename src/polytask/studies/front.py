@@ -18,7 +18,7 @@ from polytask.studies.compare import check_ready, checked_seeds
 from polytask.studies.executors import Job, run_all
 from polytask.studies.front_view import KINDS, Point, View, view
 from polytask.studies.pareto import Vector, check_vectors, read_vectors, simplex_grid
-from polytask.studies.store import RunRecord, read_record, safe_names, write_text
+from polytask.studies.store import RunRecord, described, read_record, safe_names, write_text
 
 FORMAT = 1
 RECORD = "front.json"
@@ -264,9 +264,7 @@ def front(
     [0.0071]
     """
     made = plan(config, overrides, seeds)
-    if folder is None:
-        folder = Path("runs") / (Path(config).stem if isinstance(config, str | Path) else "front")
-    target = Path(folder)
+    target = spec.folder_of(config, folder, "front")
     todo = list(made.jobs(target))
     check_ready(todo, target, overwrite)
     _write(made, target)
@@ -285,8 +283,7 @@ def read_front(folder: str | Path) -> Front:
     path = root / RECORD
     if not path.is_file():
         raise FileNotFoundError(f"a front's folder must hold {RECORD}, found none in {root}")
-    try:
-        content = json.loads(path.read_text())
+    with described(path, FORMAT, "a front of polytask") as content:
         names, sweeps, seeds = content["objectives"], content["sweeps"], content["seeds"]
         places = [
             (sweep, seed, dict(zip(names, entry["vector"], strict=True)), root / sweeps[sweep] / entry["folder"])
@@ -295,8 +292,6 @@ def read_front(folder: str | Path) -> Front:
             for entry in content["vectors"]
         ]
         reference, warm_start = content["reference"], content["warm_start"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must describe a front of polytask, found a damaged file ({error})") from error
     points = [
         Point(sweep, seed, vector, read_record(place / f"seed-{seed}"))
         for sweep, seed, vector, place in places

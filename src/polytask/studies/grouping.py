@@ -7,9 +7,11 @@ import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from polytask.errors import nearest, whole
 from polytask.models.hard_sharing import HardSharing
@@ -17,9 +19,10 @@ from polytask.schedules.joint import Joint
 from polytask.studies import spec
 from polytask.studies.compare import Comparison, check_ready, checked_seeds, compare, plan, read_comparison
 from polytask.studies.executors import Job
-from polytask.studies.run import run
-from polytask.studies.store import read_history, write_text
-from polytask.training.callbacks.pairwise import MEET
+from polytask.studies.pairs import Matrix, Mean, Noise, by_epoch, independent, read_noise, read_pairs, successive
+from polytask.studies.run import finished, run, splits_of
+from polytask.studies.store import described, read_history, write_text
+from polytask.training.callbacks.pairwise import MEET, never_meet
 
 logger = logging.getLogger("polytask")
 
@@ -34,9 +37,6 @@ EXACT = 12
 """Most tasks of which every grouping is looked at."""
 TIE = 1e-12
 """A sum of gains that is larger by less is no better: rounding makes as much."""
-
-Matrix = Mapping[str, Mapping[str, float]]
-"""{task that takes the step: {task whose loss is looked at: figure}}; the diagonal is not looked at."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,13 @@ class Grouping:
     together: Mapping[str, float]
     exact: bool = True
 
+    @property
+    def method(self) -> str:
+        """The method that trains it: ``together`` if one group has all tasks, ``single-task`` if each has one."""
+        if len(self.groups) == 1:
+            return TOGETHER
+        return SINGLE if len(self.groups) == len(self.gains) else GROUPED
+
 
 @dataclass
 class Study:
@@ -66,12 +73,44 @@ class Study:
         affinity: {i: {j: by what part a step for i lowered the loss of j}}, the mean over training.
         grouping: what was suggested.
         comparison: ``single-task``, ``together`` and, unless it is one of the two, ``grouped``, each trained.
+        noise: the affinities with their errors over the epochs of the run that measured; see
+            `polytask.studies.pairs.successive`.
+        advantage: by how much the sum of expected gains lies above that of all tasks together, likewise.
+        optimizer: what made the steps of that run.
     """
 
     folder: Path
     affinity: Matrix
     grouping: Grouping
     comparison: Comparison
+    noise: Noise
+    advantage: Mean
+    optimizer: str
+
+    @property
+    def measured_advantage(self) -> Mean | None:
+        """By how much the suggested grouping did better than all tasks together, with its error over seeds.
+
+        By what part of the single-task ones (their mean over seeds) its validation losses lie below those of
+        ``together``, summed over tasks. None if that is what was suggested, or no seed has both.
+        """
+        wanted = self.grouping.method
+        losses = _validation_losses(self.comparison)
+        seeds = sorted(losses.get(wanted, {}).keys() & losses.get(TOGETHER, {}).keys())
+        if wanted == TOGETHER or not seeds or not losses.get(SINGLE):
+            return None
+        alone = {task: math.fsum(found[task] for found in losses[SINGLE].values()) for task in self.grouping.gains}
+        count = len(losses[SINGLE])
+        return independent(
+            [
+                math.fsum(
+                    (losses[TOGETHER][seed][task] - losses[wanted][seed][task]) * count / total
+                    for task, total in alone.items()
+                    if total
+                )
+                for seed in seeds
+            ]
+        )
 
 
 def suggest(matrix: Matrix, groups: int = 2) -> Grouping:
@@ -144,6 +183,27 @@ def _check(matrix: Matrix, tasks: Sequence[str]) -> None:
                 raise ValueError(f"every pair of tasks must have a finite figure, found {told} of `{i}` towards `{j}`")
 
 
+def advantage(matrices: Iterable[Matrix], made: Grouping) -> Mean:
+    """By how much the sum of a grouping's gains lies above that of all tasks together, with its error.
+
+    A suggested grouping was chosen because this sum is large, in part by luck: the figure flatters it.
+
+    Args:
+        matrices: those of the epochs, in order, see `polytask.studies.pairs.by_epoch`; epochs in which a pair has no
+            figure are left out.
+        made: the grouping.
+    """
+    tasks = list(made.gains)
+    place = {task: number for number, task in enumerate(tasks)}
+    groups = [[place[task] for task in group] for group in made.groups]
+    found = []
+    for matrix in matrices:
+        if all(j in matrix.get(i, {}) for i, j in permutations(tasks, 2)):
+            score = _Score(matrix, tasks)
+            found.append(math.fsum(map(score.of, groups)) - score.of(range(len(tasks))))
+    return successive(found or [math.nan])
+
+
 def _best(score: _Score, groups: int) -> list[list[int]]:
     """The best of all groupings, by dynamic programming: a set of tasks is a number, bit i standing for task i."""
     every, most = (1 << score.size) - 1, min(groups, score.size)
@@ -206,31 +266,6 @@ def _moved(score: _Score, found: Sequence[list[int]], groups: int) -> list[list[
     return best
 
 
-def read_pairs(history: Iterable[Mapping[str, Any]], kind: str = "affinity") -> dict[str, dict[str, float]]:
-    """The figures of pairs of tasks in a history, as the mean over its epochs: {i: {j: figure}}.
-
-    Args:
-        history: rows with columns ``<kind>/<i>/<j>``; epochs without a column do not enter its mean.
-        kind: ``affinity``, or ``cosine``, whose figures go both ways.
-
-    Returns:
-        One entry for each task, in order of appearance; empty if the history has no such columns. Pairs that have no
-        figure are left out.
-    """
-    values: dict[tuple[str, str], list[float]] = {}
-    for row in history:
-        for column, value in row.items():
-            parts = column.split("/")
-            if len(parts) == 3 and parts[0] == kind and math.isfinite(value):
-                values.setdefault((parts[1], parts[2]), []).append(value)
-    found: dict[str, dict[str, float]] = {task: {} for task in dict.fromkeys(t for pair in values for t in pair)}
-    for (i, j), every in values.items():
-        found[i][j] = math.fsum(every) / len(every)
-        if kind == "cosine":
-            found[j][i] = found[i][j]
-    return found
-
-
 def group(
     config: Mapping[str, Any] | str | Path,
     *,
@@ -249,7 +284,7 @@ def group(
     Trains all tasks together once, with the first seed, and measures their affinities
     (`polytask.callbacks.Affinity`); has a grouping suggested (`suggest`); then trains, with the same epochs and every
     seed, ``single-task``, ``together`` and ``grouped`` (`polytask.models.Grouped`), and compares them. A suggestion
-    that puts all tasks together, or each alone, is one of those two already.
+    that puts all tasks together, or each alone, is one of those two already. `remarks` says what is more than noise.
 
     Finished runs are not repeated and interrupted ones go on, so that the same call continues a killed study.
 
@@ -268,8 +303,8 @@ def group(
 
     Raises:
         ValueError: a wrong configuration, another model than `HardSharing`, a schedule that alternates (groups share no
-            block), a folder that holds other runs, or a measuring run that failed or in which no two tasks were
-            compared.
+            block), two tasks that will never be in one step (told before anything is trained, where the sources tell),
+            a folder that holds other runs, or a measuring run that failed or in which two tasks were not compared.
         FileNotFoundError: no such file, or the data set's files are missing.
         OSError: the folder cannot be written.
         Interrupted: Ctrl-C or SIGTERM while measuring, after writing a checkpoint.
@@ -280,14 +315,14 @@ def group(
     """
     whole("groups", groups, 1)
     base, chosen = _read(config, overrides, seeds)
-    if folder is None:
-        folder = Path("runs") / (Path(config).stem if isinstance(config, str | Path) else "grouping")
-    target = Path(folder)
+    target = spec.folder_of(config, folder, "grouping")
     look = {"class_path": "Affinity", "init_args": {"every": every, "lr": lr}}
     measured = _with_callback({**base, "seed": chosen[0]}, look)
     first = plan(_comparison(base, chosen, None))  # what the methods refuse is told before the measuring run
     job = Job(MEASURED, spec.resolve(measured), target / MEASURED)
     check_ready([job, *first.jobs(target)], target, overwrite)
+    if overwrite or not finished(job.folder):
+        _check_meetings(job.config)
     record = run(job.config, job.folder, method=MEASURED, overwrite=overwrite, progress=progress)
     if record.state == "failed":
         raise ValueError(f"the run that measures affinities must come to an end, found: {record.error}")
@@ -299,12 +334,10 @@ def group(
         )
     made = suggest(affinity, groups)
     logger.info("suggested: %s", in_words(made))
-    comparison = compare(
-        _comparison(base, chosen, made), folder=target, jobs=jobs, overwrite=overwrite, progress=progress
-    )
+    compare(_comparison(base, chosen, made), folder=target, jobs=jobs, overwrite=overwrite, progress=progress)
     content = {"format": FORMAT, "affinity": affinity, "grouping": asdict(made)}
     write_text(target / RECORD, json.dumps(content, indent=2) + "\n")
-    return Study(target, affinity, made, comparison)
+    return read_grouping(target)
 
 
 def read_grouping(folder: str | Path) -> Study:
@@ -318,15 +351,14 @@ def read_grouping(folder: str | Path) -> Study:
     path = target / RECORD
     if not path.is_file():
         raise FileNotFoundError(f"a finished study of `group` must hold {RECORD}, found none in {target}")
-    try:
-        content = json.loads(path.read_text())
-        if content["format"] > FORMAT:
-            raise ValueError("it is of a newer format")
-        made = content["grouping"]
+    with described(path, FORMAT, "a study of `group`") as content:
+        affinity, made = content["affinity"], content["grouping"]
         grouping = Grouping(**{**made, "groups": tuple(map(tuple, made["groups"]))})
-        return Study(target, content["affinity"], grouping, read_comparison(target))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must describe a study of `group`, found a damaged file ({error})") from error
+    history = read_history(target / MEASURED / "history.csv")
+    return Study(
+        target, affinity, grouping, read_comparison(target), read_noise([history]),
+        advantage(by_epoch(history), grouping), _optimizer(spec.read_config(target / MEASURED / "config.yaml")),
+    )  # fmt: skip
 
 
 def is_grouping(folder: str | Path) -> bool:
@@ -344,6 +376,76 @@ def in_words(made: Grouping) -> str:
         ", ".join(part[:-1]) + f" and {part[-1]} together" if part[1:] else f"{part[0]} alone" for part in made.groups
     ]
     return "; ".join(parts)
+
+
+def remarks(study: Study) -> list[str]:
+    """What a study's figures are worth, in sentences: what was suggested, what is noise, and what the steps were."""
+    said = []
+    made, name = study.grouping, f"`{study.grouping.method}`"
+    if made.method == SINGLE:
+        said.append("Grouped = single-task: every task is suggested to be alone, as in `single-task`.")
+    elif made.method == TOGETHER:
+        said.append("Grouped = together: all tasks are suggested to share one trunk, as in `together`.")
+    means = [mean for row in study.noise.values() for mean in row.values()]
+    known = [mean for mean in means if mean.known]
+    if len(known) < len(means):
+        said.append("An affinity that only one epoch has is without a standard error: it may be noise. Train longer.")
+    if known:
+        unclear = sum(not mean.clear for mean in known)
+        said.append(
+            f"{unclear} of {len(means)} affinities cannot be told from zero (95 %, by how they vary over the epochs of "
+            "this one run; another seed may differ by more)" + ("." if not unclear else ": they stand in brackets.")
+        )
+    if made.method != TOGETHER:
+        what = f"gain of {name} beyond `together`, summed over tasks"
+        said.append(_judged(f"Expected {what}", study.advantage, "epochs"))
+        if (found := study.measured_advantage) is not None:
+            said.append(_judged(f"Measured {what}, in parts of the single-task validation losses", found, "seeds"))
+    if study.optimizer:
+        said.append(
+            f"The affinities are of plain gradient steps, not of those that {study.optimizer} makes: their signs and "
+            "proportions count, not their sizes."
+        )
+    return said
+
+
+def _judged(what: str, mean: Mean, over: str) -> str:
+    """Whether an advantage over training together is more than noise."""
+    value = f"{100 * mean.value:+.2g} %".replace("-", "−")
+    if not mean.known:
+        return f"{what}: {value}. Without several {over} it is not known whether that is more than noise."
+    end = "more than noise" if mean.clear else "inside the noise, the two cannot be told apart"
+    return f"{what}: {value} ± {100 * mean.error:.2g} % (standard error over {over}): {end}."
+
+
+def _validation_losses(comparison: Comparison) -> dict[str, dict[int, dict[str, float]]]:
+    """{method: {seed: {task: its loss on validation data}}} of the runs that came to an end."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for record in comparison.records:
+        if record.state == "done":
+            losses = {name.removesuffix("/loss"): value for name, value in record.metrics["validation"].items()}
+            found.setdefault(record.method, {})[record.seed] = losses
+    return found
+
+
+def _optimizer(config: spec.Config) -> str:
+    """What makes the steps of a run, "" if these are plain gradient steps."""
+    given: Mapping[str, Any] = config["trainer"].get("optimizer") or {"class_path": "SGD"}
+    name = str(given["class_path"]).rsplit(".", 1)[-1]
+    momentum = (given.get("init_args") or {}).get("momentum")
+    return name if name != "SGD" else "SGD with momentum" if momentum else ""
+
+
+def _check_meetings(config: Mapping[str, Any]) -> None:
+    """Refuses data of which it is known that two tasks will never be in one step."""
+    built = spec.build(config)
+    trainer = built.trainer
+    source = trainer.served(splits_of(built).train, torch.device("cpu"))
+    for one, other in never_meet(source, list(trainer.tasks), trainer.accumulate, built.epochs):
+        raise ValueError(
+            f"affinities need steps with targets of every two tasks, and none will hold both `{one}` and `{other}`: "
+            f"{MEET}"
+        )
 
 
 def _read(
@@ -381,6 +483,6 @@ def _with_callback(config: spec.Config, callback: Mapping[str, Any]) -> spec.Con
 def _comparison(base: spec.Config, seeds: Sequence[int], made: Grouping | None) -> spec.Config:
     """The comparison of a grouping with the alternatives, or of these alone."""
     methods: dict[str, Any] = {SINGLE: {"model": {"class_path": "SingleTask"}}, TOGETHER: {}}
-    if made is not None and 1 < len(made.groups) < len(made.gains):
+    if made is not None and made.method == GROUPED:
         methods[GROUPED] = {"model": {"class_path": "Grouped", "init_args": {"groups": [list(g) for g in made.groups]}}}
     return {**base, "seeds": list(seeds), "methods": methods, "baseline": SINGLE}

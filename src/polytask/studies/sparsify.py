@@ -19,7 +19,7 @@ from polytask.sparsity.removal import Magnitude, Removal
 from polytask.studies import spec
 from polytask.studies.run import check_same, clear, different, load, splits_of, threads
 from polytask.studies.stages import FILES, STAGES, Stages, report_of
-from polytask.studies.store import RunRecord, lock, probe, read_record, write_text
+from polytask.studies.store import RunRecord, described, lock, probe, read_record, write_text
 from polytask.training.trainer import Trainer
 
 logger = logging.getLogger("polytask")
@@ -269,9 +269,7 @@ def sparsify(
     >>> study.report["after"]["parameters"], study.compact.metrics["test"]["left/accuracy"]  # doctest: +SKIP
     """
     made = plan(config, overrides)
-    if folder is None:
-        folder = Path("runs") / (Path(config).stem if isinstance(config, str | Path) else "sparsified")
-    target = Path(folder)
+    target = spec.folder_of(config, folder, "sparsified")
     if (target / SEEDS).is_file():
         raise ValueError(f"{target} must hold no studies of several seeds, found {SEEDS}: choose another output folder")
     if not overwrite:
@@ -300,18 +298,13 @@ def read_sparsified(folder: str | Path) -> Sparsified:
     path = target / RECORD
     if not path.is_file():
         raise FileNotFoundError(f"a finished study of `sparsify` must hold {RECORD}, found none in {target}")
-    try:
-        content = json.loads(path.read_text())
-        if content.pop("format") > FORMAT:
-            raise ValueError("it is of a newer format")
+    with described(path, FORMAT, "a study of `sparsify`") as content:
         exported = content.pop("exported")
         records = [read_record(target / stage) for stage in ("search", "retrain", "compact")]
         return Sparsified(
             target, **content, records=records, report=report_of(target),
             exported=None if exported is None else target / exported,
         )  # fmt: skip
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} must describe a study of `sparsify`, found a damaged file ({error})") from error
 
 
 def is_sparsified(folder: str | Path) -> bool:

@@ -116,9 +116,7 @@ def sparsify_seeds(
     >>> [study.report["after"]["parameters"] for study in found.studies.values()]  # doctest: +SKIP
     """
     made = plan_seeds(config, overrides, seeds)
-    if folder is None:
-        folder = Path("runs") / (Path(config).stem if isinstance(config, str | Path) else "sparsified")
-    target = Path(folder)
+    target = spec.folder_of(config, folder, "sparsified")
     todo = list(made.jobs(target))
     _check(todo, target, overwrite)
     write_text(target / SEEDS, json.dumps({"format": FORMAT, "seeds": list(made.configs)}, indent=2) + "\n")

@@ -227,6 +227,17 @@ def digest(folder: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def folder_of(config: Mapping[str, Any] | str | Path, folder: str | Path | None, otherwise: str) -> Path:
+    """Where a study is stored: `folder`, or ``runs/<name of the file>``; `otherwise` in place of the name of a mapping.
+
+    >>> folder_of("examples/digits.yaml", None, "comparison").as_posix()
+    'runs/digits'
+    """
+    if folder is not None:
+        return Path(folder)
+    return Path("runs") / (Path(config).stem if isinstance(config, str | Path) else otherwise)
+
+
 def dump(config: Mapping[str, Any]) -> str:
     """A configuration as YAML text, keys in their given order."""
     return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)

@@ -124,6 +124,27 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+@contextmanager
+def described(path: Path, newest: int, what: str = "a study of polytask") -> Iterator[dict[str, Any]]:
+    """What a study's file in JSON says, to be taken apart within; whatever is wrong with it is told as damage.
+
+    Args:
+        path: an existing file.
+        newest: the newest format that is known.
+        what: what the file should describe.
+
+    Raises:
+        ValueError: it is of a newer format, is no JSON, or does not hold what is looked for.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if content.pop("format") > newest:
+            raise ValueError("it is of a newer format")
+        yield content
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} must describe {what}, found a damaged file ({error})") from error
+
+
 def read_history(path: str | Path) -> History:
     """Reads a ``history.csv`` back; what an epoch has no value for is left out.
 

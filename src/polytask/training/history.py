@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polytask.errors import nearest
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -42,7 +44,19 @@ class History(Sequence[dict[str, Any]]):
     __hash__ = None  # type: ignore[assignment]
 
     def column(self, name: str) -> list[Any]:
-        """The values of one column, NaN where an epoch has none."""
+        """The values of one column, NaN where an epoch has none.
+
+        Raises:
+            KeyError: no epoch has such a column.
+
+        >>> History([{"epoch": 1, "train/loss": 0.5}]).column("train/los")
+        Traceback (most recent call last):
+        KeyError: 'a column must be one of the history, found `train/los`: did you mean `train/loss`?'
+        """
+        known = self.columns
+        if name not in known:
+            hint = nearest(name, known) if self._rows else "it has no epochs yet"
+            raise KeyError(f"a column must be one of the history, found `{name}`: {hint}")
         return [row.get(name, math.nan) for row in self._rows]
 
     @property

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from itertools import permutations
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, permutations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from polytask.batch import Batch
 from polytask.callback import Callback
+from polytask.data.source import Source
 from polytask.errors import whole
 from polytask.training.probe import Probe, probing
 
@@ -32,8 +33,9 @@ class Pairwise(Callback, ABC):
     keeps one from being looked at.
 
     Epochs in which the shared block rests are not looked at, and have no such columns; nor has a pair that was in no
-    step that was looked at. A figure that a step leaves undefined does not enter the mean, which is NaN if all do. The
-    log says so, once, where an epoch was looked at and no two tasks met.
+    step that was looked at. A figure that a step leaves undefined does not enter the mean, which is NaN if all do.
+    Where it is known beforehand that no two tasks will meet, the fit is refused; where an epoch shows it, the log says
+    so, once.
 
     Args:
         every: steps between looks, at least 1.
@@ -64,6 +66,9 @@ class Pairwise(Callback, ABC):
             raise ValueError(
                 f"{name} must have a shared block with parameters to train, found none in {type(run.model).__name__}"
             )
+        pairs = list(combinations(tasks, 2))
+        if never_meet(run.train, tasks, run.trainer.accumulate, run.epochs) == pairs:
+            raise ValueError(f"{name} must have steps with targets of two tasks, and no step would hold any: {MEET}")
         self._warned = False
         self._reset(len(tasks))
 
@@ -119,6 +124,56 @@ class Pairwise(Callback, ABC):
         self._counts = torch.zeros(tasks, tasks, dtype=torch.int64)
         self._met = torch.zeros(tasks, tasks, dtype=torch.bool)
         self._steps: dict[tuple[str, ...], int] = {}
+
+
+def never_meet(source: Source, tasks: Sequence[str], accumulate: int, epochs: int) -> list[tuple[str, str]]:
+    """The pairs of tasks of which it is known before training that no step holds targets of both.
+
+    Known are which tasks each of several sources brings, and whose turn it is; of tasks that one source brings it
+    counts as possible that they meet. Nothing is known if a source cannot tell its targets or turns, if each of several
+    processes brings its own examples, nor of a source that adapts and whose batches are accumulated.
+
+    Args:
+        source: the training data, bound.
+        tasks: their names, in order.
+        accumulate: batches that make one step.
+        epochs: how many will be trained.
+    """
+    if source.divided:  # each process knows its own examples only
+        return []
+    brought = [part.label_counts() for part in source.parts.values()]
+    apart = dict.fromkeys(combinations(tasks, 2), True)
+    for counts in brought:
+        if counts is None:
+            return []
+        for one, other in apart:
+            apart[one, other] &= not (counts.get(one) and counts.get(other))
+    for met in _meetings(source, accumulate, epochs):
+        here = {task for index in met for task, count in (brought[index] or {}).items() if count}
+        for one, other in apart:
+            apart[one, other] &= not {one, other} <= here
+        if not any(apart.values()):
+            break
+    return [pair for pair, never in apart.items() if never]
+
+
+def _meetings(source: Source, accumulate: int, epochs: int) -> Iterator[list[int]]:
+    """The sets of sources, as positions, that steps draw from; all of them in one where it is not known."""
+    everything = list(range(len(source.parts)))
+    first = source.turns(0)
+    if first is None or (source.monitored and accumulate > 1):
+        yield everything
+        return
+    if first.shape[1] * accumulate == 1:  # whoever's turn it is, it is alone
+        return
+    for epoch in range(epochs):
+        turns = source.turns(epoch)
+        if turns is None:
+            yield everything
+            return
+        missing = -len(turns) % accumulate  # the last step of an epoch may have fewer batches: the last one again
+        steps = torch.cat([turns, turns[-1:].expand(missing, -1)]).reshape(-1, accumulate * turns.shape[1])
+        yield from steps.sort(dim=1).values.unique(dim=0).tolist()
 
 
 def _sources(run: Run, batches: Sequence[Batch]) -> tuple[str, ...]:

@@ -46,8 +46,9 @@ class PredictionCorrelation(Callback):
         primary: the task whose pairs are wanted, as `BySimilarity` has one; None for all pairs.
 
     Raises:
-        ValueError: at the start of a fit, no validation data, or an unknown task; at the end of an epoch, two tasks
-            that share fewer than two validation examples.
+        ValueError: at the start of a fit, no validation data, an unknown task, or two tasks that share fewer than two
+            validation examples because their targets come from different sources; at the end of the first epoch,
+            two tasks that share fewer although one source has both.
 
     >>> PredictionCorrelation(primary="digit").describe()
     {'callback': 'PredictionCorrelation', 'primary': 'digit'}
@@ -62,13 +63,17 @@ class PredictionCorrelation(Callback):
             raise ValueError("`PredictionCorrelation` needs validation data, found none: pass them to `fit`")
         if self.primary is not None and self.primary not in tasks:
             raise ValueError(f"`primary` must be a task, found `{self.primary}`: {nearest(self.primary, tasks)}")
+        for one, other in self._pairs(run):
+            if (most := _most_common(run, one, other)) is not None and most < 2:
+                raise _too_few(one, other, f"at most {most}")
+
+    def _pairs(self, run: Run) -> list[tuple[str, str]]:
+        return [pair for pair in combinations(run.trainer.tasks, 2) if self.primary in (None, *pair)]
 
     def figures(self, run: Run) -> Mapping[str, float]:
         judged = _predictions(run)
         return {
-            f"correlation/{one}/{other}": correlation(*_common(judged, one, other))
-            for one, other in combinations(run.trainer.tasks, 2)
-            if self.primary in (None, one, other)
+            f"correlation/{one}/{other}": correlation(*_common(judged, one, other)) for one, other in self._pairs(run)
         }
 
 
@@ -93,6 +98,28 @@ def correlation(one: Tensor, other: Tensor) -> float:
     return min(float((a.T @ b).norm()) / own, 1.0)  # rounding apart it is at most 1
 
 
+def _most_common(run: Run, one: str, other: str) -> int | None:
+    """The most validation examples that can carry targets of both, as far as the sources tell; None if they do not."""
+    assert run.validation is not None
+    counts = [part.label_counts() for part in run.validation.parts.values()]
+    if run.validation.divided:  # each rank knows its own examples
+        counts = [found for rank in run.ranks.objects(counts) for found in rank]
+    most = 0
+    for found in counts:
+        if found is None:
+            return None
+        most += min(found.get(one, 0), found.get(other, 0))
+    return most
+
+
+def _too_few(one: str, other: str, found: str) -> ValueError:
+    return ValueError(
+        "the predictions of two tasks correlate over at least 2 validation examples with targets of both, found "
+        f"{found} for `{one}` and `{other}`: give validation data with both, name a `primary` that has some with every "
+        "other task, or measure `GradientCosines` instead"
+    )
+
+
 def _common(judged: list[Judged], one: str, other: str) -> tuple[Tensor, Tensor]:
     """Both tasks' predictions for the examples that carry targets of both."""
     rows: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -103,10 +130,7 @@ def _common(judged: list[Judged], one: str, other: str) -> tuple[Tensor, Tensor]
                 kept.append(batch[name][0][both])
     count = sum(map(len, rows[0]))
     if count < 2:
-        raise ValueError(
-            f"the predictions of two tasks correlate over at least 2 validation examples with targets of both, found "
-            f"{count} for `{one}` and `{other}`"
-        )
+        raise _too_few(one, other, str(count))
     return torch.cat(rows[0]), torch.cat(rows[1])
 
 
