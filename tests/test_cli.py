@@ -1,7 +1,10 @@
 import importlib
 import json
 import logging
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import yaml
 import polytask
 from polytask.cli import COMMANDS, main
 
+ENVIRONMENT = {"PYTHONPATH": str(Path(polytask.__file__).parents[1])}
 TASKS = ("circle", "rhombus")
 HEAD = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 8, "out_features": 1}}
 TRAIN = {
@@ -64,6 +68,11 @@ def test_every_command_has_help(command, capsys):
     assert main([command, "--help"]) == 0
     out, err = capsys.readouterr()
     assert f"usage: polytask {command}" in out and not err
+
+
+def test_help_needs_no_torch():
+    code = "import sys; from polytask.cli import main; assert not main(['--help']) and 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ | ENVIRONMENT)
 
 
 def test_train_writes_a_run_and_tells_its_figures(trained, train_yaml, tmp_path, capsys, monkeypatch):
@@ -139,7 +148,9 @@ def test_methods_are_listed_in_any_form(words, tmp_path, capsys):
         (["--methods", "MGAD"], "unknown method `MGAD`: did you mean `MGDA`?"),
         (["--methods", "--seeds", "0"], "`--methods` must be given a value, found none"),
         (["--methods"], "`--methods` must be given a value, found none"),
-        (["--methods", "MGDA", "--weights", "0"], "`weights` must be at least 1, found 0"),
+        (["--methods", "MGDA", "--weights", "0"], "`--weights` must be at least 1, found 0"),
+        (["--methods", "MGDA", "--seeds", "1,1"], "`--seeds` must be different, found [1, 1]"),
+        (["--methods", "MGDA", "--jobs", "0"], "`--jobs` must be at least 1, found 0"),
         (["--methods", "MGDA", "--weights", "1,2"], "`--weights` must be one whole number, found '1,2'"),
         (["--methods", "MGDA", "--trainer.balancer", "FAMO"], "method `MGDA`: it must keep its own balancer"),
     ],
@@ -193,8 +204,8 @@ def test_group_suggests_trains_and_reports(tmp_path, capsys):
     assert "step for \\ loss of" in text and "suggested: circle and rhombus together" in text and "report.html" in text
     assert main(["report", out]) == 0
     assert "suggested: circle and rhombus together" in capsys.readouterr().out
-    assert "`model` must be HardSharing" in refused(capsys, "group", path, "--model", "SingleTask")
-    assert "`groups` must be at least 1, found 0" in refused(capsys, "group", path, "--groups", "0")
+    assert "`--model` must be HardSharing" in refused(capsys, "group", path, "--model", "SingleTask")
+    assert "`--groups` must be at least 1, found 0" in refused(capsys, "group", path, "--groups", "0")
 
 
 def test_front_reports(tmp_path, capsys):
@@ -273,7 +284,7 @@ WRONG_SETTINGS = {
     "unknown option": (["--epoch", "3"], "unknown option `--epoch`: did you mean `--epochs`?"),
     "unknown trainer option": (["--trainer.batchsize", "3"], "did you mean `--trainer.batch_size`?"),
     "no value": (["--epochs"], "`--epochs` must be given a value"),
-    "epochs": (["--epochs", "0"], "`epochs` must be at least 1, found 0"),
+    "epochs": (["--epochs", "0"], "`--epochs` must be at least 1, found 0"),
     "batch size": (["--trainer.batch_size", "0"], "`batch_size` must be at least 1, found 0"),
     "class": (["--model", "HardSharin"], "there is no class `HardSharin`: did you mean `HardSharing`?"),
     "optimizer": (["--trainer.optimizer", "3"], "`trainer.optimizer`: "),

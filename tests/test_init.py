@@ -216,7 +216,7 @@ def test_a_mixed_target_is_still_refused(place, capsys):
 
 def test_init_checks_the_targets_first(place, capsys):
     data = place / "tables/shop.csv"
-    assert "`targets` must be different columns, found `leaves` twice" in refused(
+    assert "`--targets` must be different columns, found `leaves` twice" in refused(
         capsys, "init", data, "--targets", "leaves", "leaves"
     )
     customers().rename(columns={"leaves": "class_path"}).to_csv(data, index=False)

@@ -23,7 +23,9 @@ from polytask.batch import Batch
 from polytask.data import Adaptive, Anneal, Arrays, Chain, Mixture, Proportional, RoundRobin, Temperature, Zip
 from polytask.data.accept import as_source
 from polytask.models import HardSharing
-from polytask.studies.run import evaluate_run, read_history, run
+from polytask.studies.run import run
+from polytask.studies.store import read_history
+from polytask.studies.trained_runs import evaluate_run
 
 CPU = torch.device("cpu")
 KINDS: dict[str, Callable[..., Mixture]] = {

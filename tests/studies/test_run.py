@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 import polytask as pt
 from polytask.studies import read_record, run, spec
-from polytask.studies.run import evaluate_run
 from polytask.studies.store import Locked, lock, lock_holder, safe_names
+from polytask.studies.trained_runs import evaluate_run
 
 run_module = importlib.import_module("polytask.studies.run")  # the package has a function of this name
 FILES = ["config.yaml", "history.csv", "last.ckpt", "lock", "regions.npz", "run.json", "tasks.json"]

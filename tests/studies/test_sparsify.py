@@ -20,9 +20,9 @@ from polytask.reports import sparse
 from polytask.sparsity.layers import layers_in_play
 from polytask.sparsity.sharing import find_sharing
 from polytask.studies import read_record, spec
-from polytask.studies.run import evaluate_run, export_run
 from polytask.studies.sparsify import Sparsify, plan, read_sparsified, sparsify
 from polytask.studies.store import read_history
+from polytask.studies.trained_runs import evaluate_run, export_run
 
 run_module = importlib.import_module("polytask.studies.run")
 stages_module = importlib.import_module("polytask.studies.stages")

@@ -24,8 +24,8 @@ from torch.utils.data.distributed import DistributedSampler
 
 import polytask as pt
 from polytask import cli
-from polytask.training.launch import rank_by_environment
-from polytask.training.run import SIGNAL_ECHO
+from polytask.launched import rank_by_environment
+from polytask.training.signals import SIGNAL_ECHO
 
 ROOT = Path(__file__).parents[2]
 PATHS = [str(ROOT), str(Path(pt.__file__).parents[1])]

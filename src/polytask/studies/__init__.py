@@ -4,7 +4,8 @@ from polytask.studies.compare import Comparison, compare, read_comparison
 from polytask.studies.executors import StudyInterrupted
 from polytask.studies.front import Front, front, read_front
 from polytask.studies.grouping import Grouping, group, read_grouping, suggest
-from polytask.studies.run import load, run, trained
+from polytask.studies.loading import load, trained
+from polytask.studies.run import run
 from polytask.studies.sparsify import Sparsified, read_sparsified, sparsify
 from polytask.studies.sparsify_seeds import SparsifiedSeeds, read_sparsified_seeds, sparsify_seeds
 from polytask.studies.store import RunRecord, read_record, read_study

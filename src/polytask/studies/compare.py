@@ -23,7 +23,8 @@ from polytask.studies.methods import (
     read_methods,
     sweep,
 )  # fmt: skip
-from polytask.studies.run import check_network, check_same, finished, splits_of
+from polytask.studies.network import check_network, splits_of
+from polytask.studies.run_folder import check_same, finished
 from polytask.studies.store import RunRecord, described, probe, read_record, read_study, safe_names, write_text
 
 logger = logging.getLogger("polytask")

@@ -20,7 +20,7 @@ from polytask.errors import at_least
 from polytask.studies import spec
 from polytask.studies.run import run
 from polytask.studies.store import RunRecord, lock_holder, read_record
-from polytask.training.run import Interrupted
+from polytask.training.signals import Interrupted
 
 logger = logging.getLogger("polytask")
 

@@ -19,8 +19,10 @@ from polytask.schedules.joint import Joint
 from polytask.studies import spec
 from polytask.studies.compare import Comparison, check_ready, checked_seeds, compare, plan, read_comparison
 from polytask.studies.executors import Job
+from polytask.studies.network import splits_of
 from polytask.studies.pairs import Matrix, Mean, Noise, by_epoch, independent, read_noise, read_pairs, successive
-from polytask.studies.run import finished, run, splits_of
+from polytask.studies.run import run
+from polytask.studies.run_folder import finished
 from polytask.studies.store import described, read_history, write_text
 from polytask.training.callbacks.pairwise import MEET, never_meet
 

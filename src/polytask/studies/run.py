@@ -1,48 +1,34 @@
-"""One run: train, evaluate and record a configuration in a folder, and load it back."""
+"""One run: train, evaluate and record a configuration in a folder."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
 
-from polytask.batch import map_inputs
 from polytask.callback import Callback, UpdateInfo
-from polytask.data.arrays import as_tensors
-from polytask.data.base import DataSet, Part, Split, Splits, as_splits, only_split
-from polytask.data.sparse import SparseRows, is_sparse
-from polytask.errors import nearest, one_of
-from polytask.export import FORMATS, SUFFIX, export
-from polytask.models.base import Model
-from polytask.sparsity.compact import rebuild
+from polytask.data.base import Part, Splits
+from polytask.launched import first_error
 from polytask.studies import spec
-from polytask.studies.store import (
-    LOCK,
-    RunRecord,
-    lock,
-    probe,
-    read_history,
-    read_record,
-    write_record,
-    write_text,
-)
-from polytask.task import Task
+from polytask.studies.machine import threads, versions
+from polytask.studies.network import check_first_losses, check_network, splits_of
+from polytask.studies.regions import write_regions
+from polytask.studies.run_folder import check_same, clear, different, finished, write_fitted
+from polytask.studies.store import RunRecord, lock, probe, read_record, write_record, write_text
 from polytask.training.callbacks.progress import Progress
 from polytask.training.cost import measure
 from polytask.training.history import History
-from polytask.training.launch import first_error, join
-from polytask.training.run import Interrupted, Run
+from polytask.training.launch import join
+from polytask.training.run import Run
+from polytask.training.signals import Interrupted
 from polytask.training.trainer import Trainer
 
 logger = logging.getLogger("polytask")
@@ -51,18 +37,6 @@ Maker = Callable[[spec.Config, Path, Sequence[Callback]], spec.Built]
 
 CHECKPOINT_SECONDS = 5.0
 RECORD_SECONDS = 1.0
-GRID = 121
-POINTS = 500
-STUDIES = ("study.json", "front.json", "sparsify.json", "seeds.json")
-"""Files that tell the folder of a study from that of a run."""
-LAYOUT = "layout.json"
-"""Sizes of the layers of a compact network, see `polytask.sparsity.compact.rebuild`."""
-FITTED = "data.json"
-"""What the data set learned from training examples, see `polytask.data.DataSet.fitted`."""
-FILES = (
-    "config.yaml", "run.json", "history.csv", "weights.safetensors", "tasks.json", "last.ckpt",
-    "interrupted.ckpt", "regions.npz", LAYOUT, FITTED, LOCK,
-)  # fmt: skip
 
 
 def run(
@@ -122,6 +96,7 @@ def run(
         splits = splits_of(built)  # first: without its files nothing must be written
         check_network(built, splits)
         check_first_losses(built, splits)
+        check_first_losses(built, splits)
         with ExitStack() as held:
 
             def occupy() -> RunRecord | None:
@@ -149,310 +124,6 @@ def _occupied(folder: Path, resolved: spec.Config, overwrite: bool) -> RunRecord
         return read_record(folder)
     write_text(folder / "config.yaml", spec.dump(resolved))
     return None
-
-
-def splits_of(built: spec.Built) -> Splits:
-    """The data of a run, read or made."""
-    return as_splits(built.data.load(), type(built.data).__name__)
-
-
-def check_network(built: spec.Built, splits: Splits) -> None:
-    """Refuses, before anything is written, a network of other widths than the data's.
-
-    Looked at for every source whose inputs are one tensor or sparse matrix; others are told apart by training itself.
-
-    Raises:
-        ValueError: it does not take the inputs, or a head has another width than its task.
-    """
-    train = splits.train
-    for source, split in ({"": train} if isinstance(train, Split) else train).items():
-        inputs = SparseRows(split.inputs) if is_sparse(split.inputs) else split.inputs
-        if isinstance(inputs, (Tensor, SparseRows)) and len(inputs):
-            _check_source(built.trainer, inputs[:2], source)
-
-
-def _check_source(trainer: Trainer, inputs: Tensor, source: str) -> None:
-    shape, whose = tuple(inputs.shape[1:]), f" from source `{source}`" if source else ""
-    try:
-        found = trainer.predict(inputs, source)
-    except RuntimeError as error:
-        hint = f" (`inputs: {shape[0]}` of a first MLP)" if len(shape) == 1 else ""
-        raise ValueError(
-            f"the network must take examples of shape {shape}{whose}{hint}, as the data have, found: {error}"
-        ) from error
-    except Exception:  # of a user's own class: training tells and records it
-        return
-    for name, prediction in found.items():
-        wanted = trainer.tasks[name].outputs
-        if prediction.outputs.dim() == 2 and prediction.outputs.shape[1] != wanted:
-            raise ValueError(
-                f"the head of task `{name}` must have {wanted} outputs, found {prediction.outputs.shape[1]}"
-            )
-
-
-def check_first_losses(built: spec.Built, splits: Splits) -> None:
-    """Refuses, before anything is written, what cannot make a first step, such as a teacher of other widths.
-
-    Raises:
-        ValueError: data, network, objectives or callbacks do not fit together.
-        TypeError: likewise.
-    """
-    try:
-        built.trainer.rehearse(splits.train)
-    except (ValueError, TypeError):
-        raise
-    except Exception:  # of a user's own class: training tells and records it
-        logger.debug("the first losses cannot be taken", exc_info=True)
-
-
-def write_fitted(data: DataSet, folder: Path) -> None:
-    """Writes what the data set learned, if it learns, into a run folder."""
-    if data.learns:
-        write_text(folder / FITTED, json.dumps(data.fitted(), indent=1) + "\n")
-
-
-def finished(folder: Path) -> bool:
-    """Whether the folder holds a finished run."""
-    return (folder / "run.json").is_file() and read_record(folder).state == "done"
-
-
-def different(folder: Path, resolved: Mapping[str, Any]) -> list[str]:
-    """How the configuration stored in `folder`, if any, differs from this one.
-
-    Weights to start from are the same where their content is, wherever they lie.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return []
-    before, now = spec.read_config(path), dict(resolved)
-    starts = before.pop("start", None), now.pop("start", None)
-    return [*spec.differences(before, now), *_other_start(folder, *starts)]
-
-
-def _other_start(folder: Path, before: str | None, now: str | None) -> list[str]:
-    begun = read_record(folder).start if (folder / "run.json").is_file() else ""
-    found = "" if now is None else spec.digest(now)
-    if begun and found:
-        return [] if begun == found else [f"start: other weights than now in {now}"]
-    return spec.differences(before, now, "start")
-
-
-def check_same(folder: Path, resolved: Mapping[str, Any]) -> None:
-    """Refuses a folder that holds a run of another configuration."""
-    found = different(folder, resolved)
-    if found:
-        listed = "; ".join(found[:3]) + " and more" * (len(found) > 3)
-        raise ValueError(
-            f"{folder} must hold no run of another configuration, found one that differs in {listed}: "
-            "choose another output folder (--out), or overwrite this one (--overwrite)"
-        )
-
-
-def clear(folder: Path) -> None:
-    """Removes the files of a run, and nothing else, from its folder."""
-    for name in FILES:
-        if name != LOCK:
-            (folder / name).unlink(missing_ok=True)
-
-
-def load(folder: str | Path, *, model: Model | None = None, tasks: Sequence[Task] | None = None) -> Trainer:
-    """A trained network, ready to predict and evaluate, from the folder a run or `Trainer.save` left.
-
-    A run folder says in ``config.yaml`` how to build the network; a folder that `Trainer.save` wrote does
-    not, so `model` and `tasks` must be given for it. Weights cannot run code; a configuration names classes
-    and calls them, so load only run folders you trust. No data are read.
-
-    Args:
-        folder: the run folder.
-        model: the network, built as it was; needs `tasks`.
-        tasks: its tasks.
-
-    Returns:
-        A `Trainer` with the kept weights and the run's history.
-
-    Raises:
-        FileNotFoundError: the folder holds no weights, or no configuration and no model is given.
-        ValueError: its files are damaged or do not fit the model.
-
-    >>> trainer = load("runs/digits/joint/seed-0")  # doctest: +SKIP
-    >>> trainer.predict(images)["left"].labels  # doctest: +SKIP
-    """
-    target = Path(folder)
-    if model is None and tasks is None:
-        return opened(target).trainer
-    _check_weights(target)
-    if model is None or tasks is None:
-        raise ValueError("`model` and `tasks` must be given together, found one of them")
-    return _filled(Trainer(model, tasks, progress=False), target)
-
-
-def opened(folder: Path) -> spec.Built:
-    """The objects of a run folder, the network with its trained weights; see `load`."""
-    _check_weights(folder)
-    built = rebuilt(folder)
-    _filled(built.trainer, folder)
-    return built
-
-
-def _check_weights(folder: Path) -> None:
-    if not (folder / "weights.safetensors").is_file():
-        hint = ": the run has not finished, the command that began it goes on" * (folder / "run.json").is_file()
-        raise FileNotFoundError(f"a folder to load must hold weights.safetensors, found none in {folder}{hint}")
-
-
-def trained(folder: str) -> Model:
-    """The network of a run folder, for configurations that need a trained one, such as a teacher.
-
-    Args:
-        folder: the run folder, as for `load`.
-
-    Raises:
-        FileNotFoundError: the folder holds no weights or no configuration.
-        ValueError: its files are damaged.
-    """
-    return load(folder).model
-
-
-def evaluate_run(folder: str, split: str = "test", file: str | None = None) -> dict[str, float]:
-    """Losses and metrics of a trained run.
-
-    Args:
-        folder: the run folder.
-        split: ``train``, ``validation`` or ``test``.
-        file: a file with inputs and targets in the data set's raw form, such as another table, in place of a split.
-
-    Raises:
-        FileNotFoundError: there is no such run or file, or its data set's files are missing.
-        ValueError: an unknown split, damaged files, or a data set that reads no such files.
-    """
-    if split not in Splits._fields:
-        raise ValueError(f"unknown split `{split}`: {nearest(split, Splits._fields)}")
-    config = stored(Path(folder))
-    with threads(config["threads"]):
-        built = opened(Path(folder))
-        return built.trainer.evaluate(getattr(splits_of(built), split) if file is None else _labelled(built.data, file))
-
-
-def _labelled(data: DataSet, file: str) -> Split:
-    found = data.read(file, targets=True)
-    if found is None:
-        raise ValueError(f"`file` must be one that {type(data).__name__} reads, found {file}")
-    return Split(found.inputs, found.targets)
-
-
-def export_run(folder: str, format: str = "onnx", out: str | None = None) -> Path:
-    """Writes a trained run's network as a file for other programs; see `polytask.export.export`.
-
-    Args:
-        folder: the run folder, of a compact network or any other.
-        format: ``onnx`` or ``torch``.
-        out: the file; ``model.onnx`` or ``model.pt2`` in the run folder if None.
-
-    Returns:
-        The file's path; ``<path>.json`` beside it tells inputs, outputs, classes and preprocessing.
-
-    Raises:
-        FileNotFoundError: there is no such run, or its data set's files are missing (an example is needed).
-        ValueError: an unknown format, damaged files, or a file whose outputs are not the network's; it is deleted.
-        ModuleNotFoundError: the packages for ``onnx`` are not installed.
-    """
-    place = Path(folder)
-    one_of("format", format, FORMATS)
-    with threads(stored(place)["threads"]):
-        built = opened(place)
-        trainer = built.trainer
-        inputs = only_split(splits_of(built).validation, "an exported file").inputs
-        example = map_inputs(lambda tensor: tensor[:2], as_tensors(inputs))
-        return export(
-            trainer.model, place / f"model{SUFFIX[format]}" if out is None else out, format,
-            list(trainer.tasks.values()), example=example, preprocessing=built.data.preprocessing,
-        )  # fmt: skip
-
-
-def rebuilt(folder: Path) -> spec.Built:
-    """The objects of a run folder with fresh weights, smaller where it holds a compact network."""
-    config = stored(folder) | {"start": None}  # its own weights follow
-    return spec.build(config, adapt=_made_compact(folder), restore=_fitted_again(config, folder))
-
-
-def _made_compact(folder: Path) -> Callable[[Model], Model] | None:
-    """What makes a configuration's network the compact one of a folder; None if it holds none."""
-    path = folder / LAYOUT
-
-    def compact(model: Model) -> Model:
-        try:
-            return rebuild(model, json.loads(path.read_text()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} must be the layout of its network, found a damaged one ({error})") from error
-
-    return compact if path.is_file() else None
-
-
-def _fitted_again(config: spec.Config, folder: Path) -> Callable[[DataSet], None] | None:
-    """What gives a data set what it learned in the run; None if it learns nothing."""
-    if not getattr(spec.find_class(config["data"]["class_path"]), "learns", False):
-        return None
-    path = folder / FITTED
-    if not path.is_file():
-        raise FileNotFoundError(f"a run folder must hold {FITTED}, how its inputs are encoded, found none in {folder}")
-    try:
-        fitted = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} must be JSON, found a damaged file ({error})") from error
-
-    def restore(data: DataSet) -> None:
-        try:
-            data.restore(fitted)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-
-    return restore
-
-
-def stored(folder: Path) -> spec.Config:
-    """The configuration of a run folder.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or it is not a run's.
-        ValueError: the configuration is damaged.
-    """
-    path = folder / "config.yaml"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"a run folder must exist, found none at {folder}")
-    alone = not (folder / "run.json").is_file()  # a configuration may have been trained and compared in one folder
-    if alone and any((folder / name).is_file() for name in STUDIES):
-        runs = sorted(str(found.parent.relative_to(folder)) for found in folder.rglob("run.json"))
-        raise FileNotFoundError(f"{folder} must be the folder of one run, found a study's: name one of {runs[:3]}")
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"a run folder must hold config.yaml, found none in {folder} (polytask.load can be given a model and "
-            "tasks instead)"
-        )
-    config = spec.resolve(spec.read_config(path))
-    config["trainer"] |= {"devices": None, "nodes": 1}  # a trained network needs no more than there are
-    return config
-
-
-def _filled(trainer: Trainer, folder: Path) -> Trainer:
-    """The trainer with the folder's weights and history."""
-    _check_tasks(folder, trainer.tasks)
-    trainer.load_weights(folder)
-    if (folder / "history.csv").is_file():
-        trainer.history = read_history(folder / "history.csv")
-    return trainer
-
-
-def _check_tasks(folder: Path, tasks: Mapping[str, Task]) -> None:
-    path = folder / "tasks.json"
-    if not path.is_file():
-        return
-    try:
-        saved = [(entry["name"], entry["kind"], entry["outputs"]) for entry in json.loads(path.read_text())]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} must describe tasks, found a damaged file ({error})") from error
-    given = [(task.name, task.describe()["kind"], task.outputs) for task in tasks.values()]
-    if sorted(saved) != sorted(given):
-        raise ValueError(f"the tasks must be those of {path}, {saved}, found {given}")
 
 
 @final
@@ -596,59 +267,3 @@ def _time(record: RunRecord, history: History, cached: set[str]) -> None:
         by_phase.setdefault(phase, []).append(row["seconds"])
     record.seconds = sum(history.column("seconds"))
     record.seconds_per_epoch = {phase: statistics.median(times) for phase, times in by_phase.items()}
-
-
-def write_regions(trainer: Trainer, splits: Splits, folder: Path) -> None:
-    """For inputs of two numbers, writes what is predicted all over the plane, for pictures: ``regions.npz``.
-
-    Holds ``x`` and ``y`` (121,), the grid over the data's bounding box; ``<task>`` (121, 121), rows along
-    y: the positive class's probability (binary), the label (classification) or the value (regression);
-    ``points`` (at most 500, 2), test inputs, and ``targets_<task>``, their targets.
-    """
-    import numpy as np
-
-    train, test = splits.train, splits.test
-    if not isinstance(train, Split) or not isinstance(test, Split):
-        return  # several sources have no plane in common
-    inputs = train.inputs
-    if not isinstance(inputs, Tensor) or inputs.dim() != 2 or inputs.shape[1] != 2:
-        return
-    everything = torch.cat([inputs, test.inputs])
-    low, high = everything.min(0).values, everything.max(0).values
-    x, y = (torch.linspace(low[i].item(), high[i].item(), GRID) for i in (0, 1))
-    grid = torch.cartesian_prod(y, x).flip(1).to(inputs.dtype)  # (121 * 121, 2), x fastest
-    content: dict[str, Any] = {"x": x.numpy(), "y": y.numpy()}
-    for name, prediction in trainer.predict(grid).items():
-        positive = prediction.probabilities is not None and prediction.probabilities.dim() == 1
-        values = prediction.probabilities if positive else prediction.values
-        if values is not None and values.dim() == 1:
-            content[name] = values.reshape(GRID, GRID).cpu().numpy()
-            content[f"targets_{name}"] = test.targets[name][:POINTS].numpy()
-    content["points"] = test.inputs[:POINTS].numpy()
-    with (folder / "regions.npz.part").open("wb") as file:
-        np.savez_compressed(file, **content)
-    os.replace(folder / "regions.npz.part", folder / "regions.npz")
-
-
-def versions() -> dict[str, Any]:
-    """What a record says about where it was made."""
-    from polytask import __version__
-
-    return {
-        "polytask": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "threads": torch.get_num_threads(),
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """torch's number of threads, for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

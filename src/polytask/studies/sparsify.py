@@ -17,7 +17,10 @@ from polytask.sparsity.growl import GrOWL, Proximal
 from polytask.sparsity.layers import layers_in_play
 from polytask.sparsity.removal import Magnitude, Removal
 from polytask.studies import spec
-from polytask.studies.run import check_same, clear, different, load, splits_of, threads
+from polytask.studies.loading import load
+from polytask.studies.machine import threads
+from polytask.studies.network import splits_of
+from polytask.studies.run_folder import check_same, clear, different
 from polytask.studies.stages import FILES, STAGES, Stages, report_of
 from polytask.studies.store import RunRecord, described, lock, probe, read_record, write_text
 from polytask.training.trainer import Trainer

@@ -11,7 +11,8 @@ from typing import Any
 from polytask.studies import spec
 from polytask.studies.compare import checked_seeds
 from polytask.studies.executors import ORPHAN_SECONDS, Job, run_all
-from polytask.studies.run import check_same, threads
+from polytask.studies.machine import threads
+from polytask.studies.run_folder import check_same
 from polytask.studies.sparsify import RECORD, SEEDS, SEEDS_KEY, Sparsified, plan, prepare, read_sparsified, sparsify
 from polytask.studies.stages import Stages
 from polytask.studies.store import RunRecord, probe, write_text

@@ -26,8 +26,12 @@ from polytask.sparsity.removal import KeepDead
 from polytask.sparsity.selection import COLUMN, BestSparse
 from polytask.sparsity.sharing import find_sharing, tie, untie
 from polytask.studies import spec
-from polytask.studies.run import LAYOUT, cost_of_training, export_run, finished, load, run, versions, write_fitted
+from polytask.studies.loading import load
+from polytask.studies.machine import versions
+from polytask.studies.run import cost_of_training, run
+from polytask.studies.run_folder import LAYOUT, finished, write_fitted
 from polytask.studies.store import RunRecord, read_history, read_record, write_record, write_text
+from polytask.studies.trained_runs import export_run
 from polytask.training.callbacks.progress import Progress
 from polytask.training.run import Run
 from polytask.training.trainer import Trainer

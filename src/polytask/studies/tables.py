@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polytask.models.by_source import known_sources
-from polytask.studies.run import opened
+from polytask.studies.loading import opened
 from polytask.studies.store import write_text
 from polytask.task import Prediction, Task
 

@@ -1,4 +1,4 @@
-"""Checkpoints: one file with all state and a fingerprint; reading one runs no code."""
+"""Checkpoints: one file with all state and a fingerprint, and the parts of that state; reading one runs no code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 FORMAT = "polytask checkpoint"
 VERSION = 1
@@ -46,7 +47,7 @@ def _check_plain(value: Any, where: str) -> None:
     elif isinstance(value, (list, tuple)):
         for index, part in enumerate(value):
             _check_plain(part, f"{where}[{index}]")
-    elif type(value) not in (int, float, bool, str, type(None)) and not isinstance(value, torch.Tensor):
+    elif type(value) not in (int, float, bool, str, type(None)) and not isinstance(value, Tensor):
         raise TypeError(
             f"a checkpoint may hold tensors, numbers, strings, lists and dictionaries, found "
             f"{type(value).__name__} at {where}"
@@ -96,6 +97,35 @@ def refusal(path: str | Path, saved: Mapping[str, Any], present: Mapping[str, An
         return ""
     rule = f"{path} must come from the same model, data, settings, versions and threads"
     return f"{rule}; different: {'; '.join(differing)}"
+
+
+def copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """State whose tensors training does not go on changing."""
+    return {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in state.items()}
+
+
+def on_host(state: Any) -> Any:
+    """Nested state with its tensors on the CPU: another rank must not unpack them onto this one's device."""
+    if isinstance(state, Mapping):
+        return {key: on_host(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [on_host(value) for value in state]
+    return state.cpu() if isinstance(state, Tensor) else state
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's generators: of the CPU, and of the device that the model is on."""
+    state = {"cpu": torch.random.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Puts back what `random_state` gave."""
+    torch.random.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,35 +1,38 @@
-"""The processes of a run: started by torchrun, by Fabric or by the user, and how they tell of an error."""
+"""The processes of a run: started by torchrun, by Fabric or by the user."""
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed
 
 from polytask.errors import whole
+from polytask.launched import by_torchrun
 from polytask.ranks import Ranks
 
 logger = logging.getLogger("polytask")
 
-PATIENCE = timedelta(seconds=5)
-"""How long a failing process tries to reach the others' store."""
+
+class _OnCpu:
+    """What a trainer asks of a Fabric, for one process on a CPU without autocast."""
+
+    device = torch.device("cpu")
 
 
-def launch(accelerator: str, precision: str, devices: int | None = None, nodes: int = 1) -> Any:
+def launch(accelerator: str, precision: Any, devices: int | None = None, nodes: int = 1) -> Any:
     """A Fabric for this process, after the processes that train together have found each other.
 
-    With one process nothing is set up. A default process group that exists is used as it is.
+    With one process nothing is set up; on a CPU without autocast, all that is left to tell is the device, and no
+    Fabric is made: its import takes 3 s. A default process group that exists is used as it is.
 
     Args:
         accelerator: ``cpu``, ``cuda``, ``mps`` or ``auto``.
-        precision: Fabric's name of it.
+        precision: Fabric's name of it, which the caller has checked.
         devices: per machine; what torchrun or the process group says, else 1, if None. Without torchrun the
             first process of each machine starts the script again for each of the others.
         nodes: machines.
@@ -37,15 +40,17 @@ def launch(accelerator: str, precision: str, devices: int | None = None, nodes: 
     Raises:
         ValueError: a number is out of range, or torchrun or the process group says otherwise.
     """
-    from lightning_fabric import Fabric  # costs 3 s to import, so only where a trainer is made
-
     count = processes(devices, nodes)
+    if count == 1 and accelerator == "cpu" and precision == "32-true":
+        return _OnCpu()
+    from lightning_fabric import Fabric
+
     if count == 1 or (distributed.is_available() and distributed.is_initialized()):
         mine: Any = [_local_index()] if count > 1 and _on_cuda(accelerator) else 1
-        return Fabric(accelerator=accelerator, devices=mine, precision=precision)  # pyright: ignore[reportArgumentType]
+        return Fabric(accelerator=accelerator, devices=mine, precision=precision)
     local = int(os.environ["LOCAL_WORLD_SIZE"]) if _by_torchrun() else devices or 1
     fabric = Fabric(
-        accelerator=accelerator, devices=local, num_nodes=count // local, precision=precision,  # pyright: ignore[reportArgumentType]
+        accelerator=accelerator, devices=local, num_nodes=count // local, precision=precision,
         strategy="ddp",  # for its launcher, process group and share of threads: no module is ever wrapped
     )  # fmt: skip
     with _silent("lightning_fabric"):  # every process would say that it is there
@@ -87,40 +92,6 @@ def processes(devices: int | None = None, nodes: int = 1) -> int:
     return there
 
 
-def rank_by_environment() -> int:
-    """0 for the process that speaks for all, as torchrun, Fabric or Slurm says in the environment, or if none does."""
-    if _by_torchrun():
-        return int(os.environ["RANK"])
-    if "MASTER_PORT" in os.environ and {"NODE_RANK", "LOCAL_RANK"} & os.environ.keys():  # as Fabric's launcher sets
-        return int(os.environ.get("NODE_RANK", 0)) + int(os.environ.get("LOCAL_RANK", 0))
-    return int(os.environ.get("SLURM_PROCID", 0))
-
-
-def first_error(message: str) -> tuple[str, bool]:
-    """The error that ended this process and its siblings, and whether it is for this one to tell.
-
-    Where one rank fails, the others fail after it, in a collective that never ends; only the first error
-    says what happened.
-
-    Args:
-        message: this process's error.
-    """
-    if "MASTER_PORT" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return message, True
-    me = f"{socket.gethostname()}:{os.getpid()}"
-    try:
-        store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=PATIENCE,
-            wait_for_workers=False,
-        )  # fmt: skip
-        key = f"polytask/error/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
-        told = store.compare_set(key, "", f"{me} {message}").decode()
-    except (RuntimeError, OSError):  # the store went with the first rank, which has spoken then
-        return message, rank_by_environment() == 0
-    teller, _, first = told.partition(" ")
-    return first, teller == me
-
-
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
     speaker = logging.getLogger(name)
@@ -133,7 +104,7 @@ def _silent(name: str) -> Iterator[None]:
 
 
 def _by_torchrun() -> bool:
-    return distributed.is_available() and distributed.is_torchelastic_launched() and "LOCAL_WORLD_SIZE" in os.environ
+    return distributed.is_available() and by_torchrun()
 
 
 def _on_cuda(accelerator: str) -> bool:

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
-import logging
-import math
-import os
-import signal
-import socket
-import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,42 +14,20 @@ from torch import Tensor
 from polytask.batch import Batch
 from polytask.callback import Callback
 from polytask.data.source import Source, derived_seed
-from polytask.errors import nearest
-from polytask.ranks import Ranks
-from polytask.training import checkpoint, together
+from polytask.training import checkpoint, columns, together
 from polytask.training.evaluation import evaluate
 from polytask.training.features import FeatureCache, FeatureCaches
+from polytask.training.fingerprint import fingerprint
 from polytask.training.freezing import Freezer, reset_gradients
 from polytask.training.history import History
 from polytask.training.meter import Meter
 from polytask.training.optimizers import Optimizers
+from polytask.training.signals import SIGNAL_STEPS, Interrupted, signals
 from polytask.training.step import Step
+from polytask.training.updates import check_updates
 
 if TYPE_CHECKING:
     from polytask.training.trainer import Trainer
-
-SIGNAL_STEPS = {"cuda": 50}
-"""Steps between agreements of several ranks on signals, by device: each waits for the device. 1 elsewhere."""
-
-
-SIGNAL_ECHO = 2.0
-"""Seconds within which a second signal to one of several ranks is the first again, passed on by their launcher."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was stopped by Ctrl-C or SIGTERM after a checkpoint was written to `path`."""
-
-    def __init__(self, path: Path, signal_number: int, epoch: int, epochs: int) -> None:
-        self.path = path
-        self.signal_number = signal_number
-        self._epochs = (epoch, epochs)
-        name = signal.Signals(signal_number).name
-        super().__init__(
-            f"{name} after {epoch} of {epochs} epochs; go on with resume={str(path)!r} and the same arguments"
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:  # an exception's own would give the message alone
-        return type(self), (self.path, self.signal_number, *self._epochs)
 
 
 class Run:
@@ -93,8 +63,7 @@ class Run:
         self.callbacks: Sequence[Callback] = ()
         self.signal_number = 0
         self._seconds = 0.0
-        extra = [p for objective in trainer.objectives.values() for p in objective.parameters()]
-        self._extra = extra
+        self._extra = [p for objective in trainer.objectives.values() for p in objective.parameters()]
         self.optimizers = Optimizers(self.model, trainer.objectives.values(), trainer.optimization)
         self.freezer = Freezer(self.model, trainer.objectives.values(), trainer.frozen_dropout)
         self._step = Step(
@@ -107,21 +76,31 @@ class Run:
             trainer.cache_features, trainer.cache_limit, self._frozen_features, self.model.boundary,
             trainer.evaluation_batch_size, self.ranks,
         )  # fmt: skip
-        trainer.balancer.setup([*trainer.tasks, *trainer.objectives], train.label_counts())
-        terms = {name: objective.block for name, objective in trainer.objectives.items()}
-        trainer.schedule.setup(list(trainer.tasks), train.label_counts(), terms)
-        together.align([self.model, *trainer.objectives.values(), trainer.balancer], self.ranks)
         self._unseen = set(trainer.tasks) if train.label_counts() is None else set()
         self._unserved = set(train.parts) if len(train.parts) > 1 else set()
-        for column in train.monitored:
-            self.direction(column)
+        self._set_up()
         try:
-            self._check_updates()
-            if any(not trainer.schedule.moves_shared(epoch) for epoch in self._unlike_epochs):
-                for part in train.parts.values():
-                    self._caches.insist(part, "train")
+            self._check()
         finally:
             self.freezer.restore()
+
+    def _set_up(self) -> None:
+        """Tells balancer and schedule what there is, and gives every rank the first one's weights."""
+        trainer, counts = self.trainer, self.train.label_counts()
+        trainer.balancer.setup([*trainer.tasks, *trainer.objectives], counts)
+        terms = {name: objective.block for name, objective in trainer.objectives.items()}
+        trainer.schedule.setup(list(trainer.tasks), counts, terms)
+        together.align([self.model, *trainer.objectives.values(), trainer.balancer], self.ranks)
+
+    def _check(self) -> None:
+        """Refuses what could only fail later: columns that will not be there, updates of nothing, missing caches."""
+        for column in self.train.monitored:
+            self.direction(column)
+        schedule, epochs = self.trainer.schedule, self._unlike_epochs
+        check_updates(schedule, epochs, self.trainer.tasks, self.trainer.objectives, self.freezer)
+        if any(not schedule.moves_shared(epoch) for epoch in epochs):
+            for part in self.train.parts.values():
+                self._caches.insist(part, "train")
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -135,7 +114,8 @@ class Run:
         return range(min(self.trainer.schedule.lead + self.cycle, self.epochs))
 
     @property
-    def _acting(self) -> list[Callback]:
+    def acting(self) -> list[Callback]:
+        """The callbacks that may change the run: those that a resumed run must have in common with it."""
         return [callback for callback in self.callbacks if not callback.observes_only]
 
     # What callbacks use
@@ -185,7 +165,7 @@ class Run:
 
     def direction(self, monitor: str) -> str:
         """``min`` or ``max``: which way the history column `monitor` is better; see `columns`."""
-        return self._columns()[self.columns(monitor)[0]]
+        return self._directions()[self.columns(monitor)[0]]
 
     def columns(self, monitor: str) -> list[str]:
         """The history columns whose mean `monitor` names: itself, or those that a pattern with ``*`` fits.
@@ -194,29 +174,10 @@ class Run:
             ValueError: no such column can exist in this run, or the pattern fits some where higher is better and
                 others where lower is.
         """
-        known = self._columns()
-        if monitor.startswith("validation/") and self.validation is None:
-            raise ValueError(f"monitoring `{monitor}` needs validation data, found none: pass them to `fit`")
-        found = [monitor] if monitor in known else fnmatch.filter(known, monitor) if "*" in monitor else []
-        if not found:
-            raise ValueError(f"unknown column `{monitor}` to monitor: {nearest(monitor, known)}")
-        if len({known[name] for name in found}) > 1:
-            raise ValueError(
-                f"columns monitored together must all be better when higher, or all when lower, found {found} for "
-                f"`{monitor}`"
-            )
-        return found
+        return columns.monitored(monitor, self._directions(), self.validation is not None)
 
-    def _columns(self) -> dict[str, str]:
-        parts = ["train"] + ["validation"] * (self.validation is not None)
-        columns = {f"{part}/loss": "min" for part in parts}
-        for part in parts:
-            for name, task in self.trainer.tasks.items():
-                columns[f"{part}/{name}/loss"] = "min"
-                columns[f"{part}/{name}/{task.metric.name}"] = task.metric.direction
-        for name in self.trainer.objectives:
-            columns[f"train/{name}/loss"] = "min"
-        return columns
+    def _directions(self) -> dict[str, str]:
+        return columns.directions(self.trainer.tasks, self.trainer.objectives, self.validation is not None)
 
     # The loop
 
@@ -226,11 +187,11 @@ class Run:
         watchers = [c for c in callbacks if type(c).on_update is not Callback.on_update]
         openers = [c for c in callbacks if type(c).on_step_start is not Callback.on_step_start]
         devices = [self.trainer.device] if self.trainer.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), _signals(self), _quiet(self.ranks), self._tidy():
+        with torch.random.fork_rng(devices), signals(self), together.quiet(self.ranks), self._tidy():
             others = (self.ranks.index,) if self.ranks.index else ()  # dropout must differ between ranks
             torch.manual_seed(derived_seed(self.trainer.seed, 1, *others))
             reset_gradients([*self.model.parameters(), *self._extra])
-            self._fingerprint = self._describe()  # now, while callbacks and schedules are as they were made
+            self._fingerprint = fingerprint(self)  # now, while callbacks and schedules are as they were made
             for callback in callbacks:
                 callback.on_fit_start(self)
             if resume is not None:
@@ -347,27 +308,14 @@ class Run:
         with self.trainer.autocast():
             return self.model.features(inputs, source)
 
-    def _check_updates(self) -> None:
-        schedule = self.trainer.schedule
-        known = set(self.trainer.tasks)
-        for epoch in self._unlike_epochs:
-            for step in (0, 1):
-                for update in schedule.updates(epoch, step):
-                    for name in (update.specific or frozenset()) - known:
-                        raise ValueError(f"the schedule updates an unknown task `{name}`: {nearest(name, known)}")
-                    everything = known | set(self.trainer.objectives)
-                    for name in (update.objectives or frozenset()) - everything:
-                        hint = nearest(name, everything)
-                        raise ValueError(f"the schedule names an unknown objective `{name}`: {hint}")
-                    tasks = known if update.specific is None else update.specific
-                    self.freezer.check(update.shared, frozenset(tasks))
-
     # State
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to end with the same bits."""
         trainer = self.trainer
-        own, *others = self.ranks.objects(self._own_state() if self.ranks.alone else _on_host(self._own_state()))
+        own, *others = self.ranks.objects(
+            self._own_state() if self.ranks.alone else checkpoint.on_host(self._own_state())
+        )
         return {
             "epoch": self.epoch,
             "step": self.step,
@@ -376,10 +324,10 @@ class Run:
             "seconds": self._seconds,
             "history": [dict(row) for row in self.history],
             "weights": self.snapshot(),
-            "balancer": _plain(trainer.balancer.state_dict()),
+            "balancer": checkpoint.copied(trainer.balancer.state_dict()),
             "optimizers": self.optimizers.state_dict(),
             "schedule": trainer.schedule.state_dict(),
-            "callbacks": [callback.state_dict() for callback in self._acting],
+            "callbacks": [callback.state_dict() for callback in self.acting],
             **own,
             "other_ranks": others,
         }
@@ -393,7 +341,7 @@ class Run:
             "train": self.train.state_dict(),
             "validation": {} if self.validation is None else self.validation.state_dict(),
             "meter": self._meter.state_dict(),
-            "random": _random_state(self.trainer.device),
+            "random": checkpoint.random_state(self.trainer.device),
         }
         if self.ranks.index:  # inside an epoch each rank's running statistics are its own
             state["buffers"] = {name: buffer.detach() for name, buffer in self.model.named_buffers()}
@@ -416,7 +364,7 @@ class Run:
         self.trainer.balancer.load_state_dict(state["balancer"])
         self.optimizers.load_state_dict(state["optimizers"])
         self.trainer.schedule.load_state_dict(state["schedule"])
-        for callback, saved in zip(self._acting, state["callbacks"], strict=True):
+        for callback, saved in zip(self.acting, state["callbacks"], strict=True):
             callback.load_state_dict(saved)
         for row in state["history"]:
             self.history.append(row)
@@ -434,31 +382,7 @@ class Run:
         buffers = dict(self.model.named_buffers())
         for name, value in state.get("buffers", {}).items():
             buffers[name].detach().copy_(value)
-        _set_random_state(state["random"], self.trainer.device)
-
-    def _describe(self) -> dict[str, Any]:
-        """What must be equal for a resumed run to be exact."""
-        trainer = self.trainer
-        return {
-            "tasks": [task.describe() for task in trainer.tasks.values()],
-            "weights": {name: [list(t.shape), str(t.dtype)] for name, t in self.model.state_dict().items()},
-            "objectives": {name: objective.describe() for name, objective in trainer.objectives.items()},
-            "gradients": trainer.gradients,
-            "accumulate": trainer.accumulate,
-            **trainer.schedule.describe(),
-            "train": self.train.describe(),
-            "validation": None if self.validation is None else self.validation.describe(),
-            "callbacks": [callback.describe() for callback in self._acting],
-            "cache_features": [trainer.cache_features, trainer.cache_limit, trainer.frozen_dropout],
-            "balancing": trainer.balancer.describe(),
-            **self.optimizers.describe(),
-            "seed": trainer.seed,
-            "precision": trainer.precision,
-            "device": trainer.device.type,
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-            "ranks": self.ranks.count,
-        }
+        checkpoint.set_random_state(state["random"], self.trainer.device)
 
     # Leaving
 
@@ -493,113 +417,3 @@ class Run:
             closing.callback(reset_gradients, [*self.model.parameters(), *self._extra])
             closing.callback(self.freezer.restore)
             yield
-
-
-@contextmanager
-def _signals(run: Run) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM is noted and obeyed after the step; the second acts at once.
-
-    Of several ranks, a second one that comes within `SIGNAL_ECHO` means nothing new: launchers pass on what the
-    terminal has sent to all.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    echoed = math.inf  # until when
-
-    def note(number: int, frame: Any) -> None:
-        nonlocal echoed
-        run.signal_number = number
-        if run.ranks.alone:
-            signal.signal(number, previous[signal.Signals(number)])
-        elif time.monotonic() > echoed:
-            obeyed.set()
-            signal.signal(number, previous[signal.Signals(number)])
-            signal.raise_signal(number)
-        else:
-            echoed = min(echoed, time.monotonic() + SIGNAL_ECHO)
-
-    obeyed = threading.Event()
-    try:
-        for number in previous:
-            signal.signal(number, note)
-        with nullcontext() if run.ranks.alone else _last_resort(obeyed):
-            yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        if run.signal_number and not isinstance(sys.exc_info()[1], Exception):
-            signal.raise_signal(run.signal_number)  # it came too late for a checkpoint, not for its sender
-
-
-@contextmanager
-def _last_resort(obeyed: threading.Event) -> Iterator[None]:
-    """Ends the process at a second signal that nobody obeys: a collective that others have left runs no handler."""
-    receiving, sending = socket.socketpair()
-    sending.setblocking(False)
-
-    def watch() -> None:
-        echoed = math.inf
-        while number := receiving.recv(1):  # nothing once the other end is closed
-            if number[0] not in (signal.SIGINT, signal.SIGTERM):
-                continue
-            if time.monotonic() > echoed and not obeyed.wait(1.0):
-                os._exit(128 + number[0])  # as a shell counts one that a signal ended
-            echoed = min(echoed, time.monotonic() + SIGNAL_ECHO)
-
-    before = signal.set_wakeup_fd(sending.fileno(), warn_on_full_buffer=False)
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        sending.close()
-        watcher.join()
-        receiving.close()
-
-
-@contextmanager
-def _quiet(ranks: Ranks) -> Iterator[None]:
-    """Only the first rank logs."""
-    if ranks.first:
-        yield
-        return
-
-    def refuse(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    logger = logging.getLogger("polytask")
-    logger.addFilter(refuse)
-    try:
-        yield
-    finally:
-        logger.removeFilter(refuse)
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu": torch.random.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _on_host(state: Any) -> Any:
-    """Nested state with its tensors on the CPU: another rank must not unpack them onto this one's device."""
-    if isinstance(state, Mapping):
-        return {key: _on_host(value) for key, value in state.items()}
-    if isinstance(state, (list, tuple)):
-        return [_on_host(value) for value in state]
-    return state.cpu() if isinstance(state, Tensor) else state
-
-
-def _set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    torch.random.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in state.items()}

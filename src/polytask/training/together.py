@@ -1,8 +1,10 @@
-"""What keeps the ranks of a run alike: their weights at the start, their steps, their running statistics."""
+"""What keeps the ranks of a run alike (weights at the start, steps, running statistics), and lets one of them log."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +50,24 @@ def average_statistics(model: nn.Module, ranks: Ranks) -> None:
         if id(buffer) in averaged:  # differences first: the mean of equal numbers is then that number
             first += ranks.sum(buffer.detach() - first) / ranks.count
         buffer.detach().copy_(first)
+
+
+@contextmanager
+def quiet(ranks: Ranks) -> Iterator[None]:
+    """Only the first rank logs."""
+    if ranks.first:
+        yield
+        return
+
+    def refuse(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger = logging.getLogger("polytask")
+    logger.addFilter(refuse)
+    try:
+        yield
+    finally:
+        logger.removeFilter(refuse)
 
 
 def _statistics(module: nn.Module) -> list[Tensor]:

@@ -132,13 +132,8 @@ class Trainer:
         folder: str | os.PathLike[str] | None = None,
         progress: bool = True,
     ) -> None:
-        _check_types(model, schedule, balancer, callbacks, objectives)
-        whole("batch_size", batch_size, 1)
-        whole("evaluation_batch_size", evaluation_batch_size, 1)
-        if not isinstance(seed, int):
-            raise TypeError(f"`seed` must be a whole number, found {seed!r}")
-        at_least("cache_limit", cache_limit, 0)
-        one_of("precision", precision, PRECISIONS)
+        _check_types(model, schedule, balancer, callbacks, objectives, mixture)
+        _check_values(batch_size, evaluation_batch_size, accumulate, seed, cache_limit, precision)
         self.tasks = named(tasks)
         model.bind(tuple(self.tasks))
         for objective in objectives:
@@ -152,13 +147,10 @@ class Trainer:
         self.schedule = schedule or Joint()
         self.balancer = balancer or Linear()
         self.callbacks = tuple(callbacks)
-        if mixture is not None and not callable(mixture):
-            raise TypeError(f"`mixture` must be a function from sources to one source, found {type(mixture).__name__}")
         self.batch_size = batch_size
         self.mixture = mixture
         self.seed = seed
         check_mode(self.balancer, gradients)
-        whole("accumulate", accumulate, 1)
         self.gradients = gradients
         self.accumulate = accumulate
         self.cache_features = cache_features
@@ -386,7 +378,9 @@ def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _check_types(model: Any, schedule: Any, balancer: Any, callbacks: Sequence[Any], objectives: Sequence[Any]) -> None:
+def _check_types(
+    model: Any, schedule: Any, balancer: Any, callbacks: Sequence[Any], objectives: Sequence[Any], mixture: Any
+) -> None:
     if not isinstance(model, Model):
         raise TypeError(
             f"`model` must be a polytask model, found {type(model).__name__}: wrap a module of your own in "
@@ -399,6 +393,20 @@ def _check_types(model: Any, schedule: Any, balancer: Any, callbacks: Sequence[A
         for value in values:
             if not isinstance(value, kind):
                 raise TypeError(f"`{name}` must hold polytask {name}, found {value!r}")
+    if mixture is not None and not callable(mixture):
+        raise TypeError(f"`mixture` must be a function from sources to one source, found {type(mixture).__name__}")
+
+
+def _check_values(
+    batch_size: int, evaluation_batch_size: int, accumulate: int, seed: int, cache_limit: int, precision: str
+) -> None:
+    whole("batch_size", batch_size, 1)
+    whole("evaluation_batch_size", evaluation_batch_size, 1)
+    whole("accumulate", accumulate, 1)
+    if not isinstance(seed, int):
+        raise TypeError(f"`seed` must be a whole number, found {seed!r}")
+    at_least("cache_limit", cache_limit, 0)
+    one_of("precision", precision, PRECISIONS)
 
 
 def _named_objectives(objectives: Sequence[Objective], tasks: Mapping[str, Task]) -> dict[str, Objective]:
