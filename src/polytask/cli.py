@@ -241,11 +241,11 @@ def _sparsify_seeds(given: _Words) -> int:
 
 
 def _export(words: list[str]) -> int:
-    """write a trained run's network as a file for other programs: RUN [--format onnx|torch] [--out FILE]"""
+    """write a trained run's network as a file: RUN [--format onnx|torch] [--out FILE] [--source NAME]"""
     from polytask.studies.run import export_run
 
     given = _parsed("export", words, export_run)
-    path = export_run(given.folder, given.format, given.out)
+    path = export_run(given.folder, given.format, given.out, given.source)
     print(f"{path}, checked against PyTorch; inputs, outputs and preprocessing in {path}.json")
     return 0
 
