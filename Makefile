@@ -25,7 +25,7 @@ slow: .venv/dev
 
 # side-by-side timings; appends to benchmarks/RESULTS.md
 bench: .venv/dev
-	cd benchmarks && for file in loop phases balancing sparsity import_time gpu; do ../$(BIN)/python $$file.py || exit 1; done
+	cd benchmarks && for file in loop phases balancing sparsity mixing sparse_text import_time gpu; do ../$(BIN)/python $$file.py || exit 1; done
 
 # redraws the pictures of README.md and docs/ from runs/
 docs: .venv/installed

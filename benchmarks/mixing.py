@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import torch
@@ -15,8 +16,8 @@ WIDTH, BATCH, ROUNDS = 64, 16, 9
 EPOCHS = {"served only": 5, "training": 1}
 MIXTURES = {
     "Proportional": pt.data.Proportional,
-    "Temperature 2": lambda sources: pt.data.Temperature(sources, 2.0),
-    "RoundRobin, all": lambda sources: pt.data.RoundRobin(sources, "all"),
+    "Temperature 2": pt.data.Temperature(T=2.0),
+    "RoundRobin, all": pt.data.RoundRobin(until="all"),
 }
 
 
@@ -36,8 +37,10 @@ def serving(source):
     """An epoch of batches with their inputs, and nothing done with them."""
     source.bind({"sign": pt.binary("sign")}, torch.device("cpu"), "train")
 
+    numbers = itertools.count()  # it goes on where the last round ended, as training does
+
     def epochs():
-        for epoch in range(EPOCHS["served only"]):
+        for epoch in itertools.islice(numbers, EPOCHS["served only"]):
             for batches in source.steps(epoch):
                 for batch in batches:
                     assert batch.inputs is not None

@@ -70,7 +70,7 @@ def memory(name, case, target):
     peaks = {}
     for schedule in (pt.schedules.Joint(), pt.schedules.AlternateEpochs()):
         made, train = trainer(case, schedule)
-        source = made._source(train, "train", shuffle=True)
+        source = made.served(train, made.device)
         peaks |= {phase: cost["memory"] for phase, cost in measure(made, source)["phases"].items()}
     ratio = peaks["specific"] / peaks["joint"]
     verdict = "met" if ratio <= target else "missed"

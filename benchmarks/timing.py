@@ -90,7 +90,7 @@ def show(title: str, rows: list[Ratio], note: str = "") -> None:
     table = Table(title=title)
     for column in ("", "median ms", "ratio", "quartiles", "target", ""):
         table.add_column(column)
-    lines = [f"### {title}", "", _stamp(), ""]
+    lines = [f"### {title}", "", stamp(), ""]
     lines += ["| | median ms | ratio | quartiles | target | |", "|---|---|---|---|---|---|"]
     for row in rows:
         target = "" if row.target is None else f"≤ {row.target:g}"
@@ -111,7 +111,8 @@ def record(lines: list[str]) -> None:
         file.write("\n".join(lines) + "\n\n")
 
 
-def _stamp() -> str:
+def stamp() -> str:
+    """The line below a table's title: date, machine, versions."""
     day = datetime.date.today().isoformat()
     threads = torch.get_num_threads()
     return f"{day}, {machine()}, torch {torch.__version__}, {threads} thread(s), Python {platform.python_version()}."

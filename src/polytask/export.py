@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from polytask.batch import map_inputs, tensors_of
 from polytask.errors import one_of
 from polytask.models.base import Model
+from polytask.models.by_source import BySource, check_sources
 from polytask.task import Binary, Classification, MultiLabel, Regression, Task
 
 FORMATS = ("onnx", "torch")
@@ -36,6 +37,7 @@ def export(
     tasks: Sequence[Task] = (),
     *,
     example: Any,
+    source: str = "",
     preprocessing: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a network in eval mode, with a batch of any size and one output per task, named as the task.
@@ -51,15 +53,18 @@ def export(
             `torch.export` archive, for programs that have PyTorch and not polytask.
         tasks: which outputs, in this order, and the names of their classes; all of the model's heads, nameless, if
             empty.
-        example: inputs of one example or a few, as in training: a tensor, or a tuple or dictionary of them.
+        example: inputs of one example or a few, as in training: a tensor, or a tuple or dictionary of them. For what
+            is trained on a sparse matrix, some of its rows made dense, which the file takes too.
+        source: the source whose kind of inputs the file takes, for a network that has an encoder for each; the others'
+            encoders are left out. A file takes one kind of inputs: export once for each source.
         preprocessing: how raw data become inputs, such as ``{"mean": [0.5], "std": [0.25]}``; recorded only.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: an unknown format, a task without a head, an example without tensors, a network that cannot be
-            exported, or a failed check.
+        ValueError: an unknown format, a task without a head, an example without tensors, a source that has no encoder
+            or was not named, a network that cannot be exported, or a failed check.
         ModuleNotFoundError: the packages for ``onnx`` are not installed.
         OSError: the file cannot be written.
 
@@ -68,10 +73,11 @@ def export(
     """
     one_of("format", format, FORMATS)
     names = _names(model, tasks)
+    check_sources(model, (source,))
     target = Path(path)
     target = target if target.suffix else target.with_suffix(SUFFIX[format])
     small = _batch(example, 2)
-    network = _Flat(copy.deepcopy(model), names, small).eval()
+    network = _Flat(copy.deepcopy(model), names, small, source).eval()
     write = _write_onnx if format == "onnx" else _write_torch
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
@@ -89,16 +95,25 @@ def export(
 class _Flat(nn.Module):
     """The network as a function from tensors to tensors: inputs in order, outputs in the order of the tasks."""
 
-    def __init__(self, model: Model, names: Sequence[str], example: Any) -> None:
+    def __init__(self, model: Model, names: Sequence[str], example: Any, source: str) -> None:
         super().__init__()
         self.model = model
+        self.source = source
+        self._drop_encoders()
         self.outputs = tuple(names)
         self.inputs = _input_names(example)
         self._example = map_inputs(lambda tensor: tensor[:1], example)
 
+    def _drop_encoders(self) -> None:
+        """Leaves the encoders of other sources out of the file."""
+        for module in self.model.modules():
+            if isinstance(module, BySource):
+                for other in set(module.encoders) - {self.source}:
+                    del module.encoders[other]
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         flat = iter(inputs)
-        predictions = self.model(map_inputs(lambda _: next(flat), self._example), self.outputs)
+        predictions = self.model(map_inputs(lambda _: next(flat), self._example), self.outputs, self.source)
         return tuple(predictions[name] for name in self.outputs)
 
 
@@ -251,7 +266,7 @@ def _describe(
         for name in network.outputs
     ]
     return {
-        "file": target.name, "format": format, "inputs": inputs, "outputs": outputs,
+        "file": target.name, "format": format, "source": network.source, "inputs": inputs, "outputs": outputs,
         "preprocessing": dict(preprocessing or {}), "largest_relative_difference": worst,
         "versions": {"torch": torch.__version__},
     }  # fmt: skip

@@ -365,6 +365,62 @@ def test_what_has_been_learned_is_kept():
     assert one.rates(3) == bound(Adaptive(both(40, 20), batch_size=4)).rates(0)
 
 
+# Settings without sources
+
+
+@pytest.mark.parametrize(
+    ("setting", "made"),
+    [
+        (Temperature(T=2, seed=3, batch_size=4), lambda s: Temperature(s, 2, seed=3, batch_size=4)),
+        (RoundRobin(until="all", batch_size=4), lambda s: RoundRobin(s, "all", batch_size=4)),
+        (Zip(until="balance", batch_size=4), lambda s: Zip(s, "balance", batch_size=4)),
+        (Proportional(steps=7, batch_size=4), lambda s: Proportional(s, steps=7, batch_size=4)),
+        (Adaptive(floor=0.1, T=2, batch_size=4), lambda s: Adaptive(s, floor=0.1, T=2, batch_size=4)),
+    ],
+)
+def test_a_mixture_without_sources_is_a_setting_that_makes_one(setting: Mixture, made: Callable[[Any], Mixture]):
+    """The same to the draw, as often as it is asked, and nothing of one is left in the next."""
+    sizes = of_sizes(26, 11, 5)
+    for seed in (0, 1):
+        found, wanted = bound(setting(sizes), seed=seed), bound(made(sizes), seed=seed)
+        assert found.describe() == wanted.describe()
+        for epoch in range(3):
+            assert told(found.steps(epoch)) == told(wanted.steps(epoch))
+            for each in (found, wanted):
+                each.observe(judged(epoch + 1, a=0.9 - 0.2 * epoch, b=0.5))
+    assert setting.sources == {}
+
+
+def test_a_setting_trains_as_its_mixture_does():
+    states = []
+    for mixture in (Temperature(T=2), lambda sources: Temperature(sources, 2)):
+        one = trainer(mixture=mixture)
+        for _ in range(2):
+            one.fit(both(), epochs=2)
+        states.append(weights(one.model))
+    assert same(*states)
+
+
+def test_the_example_of_the_docs_runs(capsys: pytest.CaptureFixture[str]):
+    text = (Path(__file__).parents[2] / "docs" / "mixing.md").read_text()
+    (example,) = (block for block in text.split("```python\n") if block.startswith("import torch"))
+    exec(example.split("```")[0], {})
+    assert capsys.readouterr().out.startswith("tensor([")
+
+
+def test_a_setting_is_no_data_and_data_no_setting():
+    with pytest.raises(ValueError, match="must have sources before it can serve them, found a Temperature without"):
+        trainer().fit(Temperature(T=2), epochs=1)
+    with pytest.raises(ValueError, match="must have sources before"):
+        trainer().evaluate(RoundRobin())
+    with pytest.raises(ValueError, match=r"must have no sources of its own, found \['s0'\]: it is data, for `fit`"):
+        trainer(mixture=Proportional(of_sizes(9), batch_size=2)).fit(both(), epochs=1)
+    with pytest.raises(ValueError, match="`batch_size` must be given"):
+        Temperature(T=2)(of_sizes(4))
+    with pytest.raises(ValueError, match="at least one source, found none"):
+        Temperature(T=2)({})
+
+
 # In a trainer
 
 
@@ -545,6 +601,11 @@ def test_sources_with_different_classes_of_a_task_are_both_named():
         bound(Proportional(data, batch_size=2))
 
 
+def test_a_source_without_a_step_has_no_turn():
+    with pytest.raises(ValueError, match="at least 1 step, found 0 in `x`"):
+        RoundRobin({"x": DataLoader(Rows(*part(4, 2, "a")), batch_size=5, drop_last=True)}).turns(0)
+
+
 @pytest.mark.parametrize(("tells", "found"), [(4, "fewer"), (2, "more")])
 def test_a_source_that_lies_about_its_steps_is_refused(tells: int, found: str):
     class Liar(Arrays):
@@ -594,6 +655,22 @@ def test_the_trainer_refuses_what_makes_no_mixture():
         trainer().fit({}, epochs=1)
 
 
+def test_who_forgets_the_source_is_told_the_names():
+    one, (x, y) = trainer(), part(8, 3, "abc")
+    words = (
+        r"must be told which one inputs come from, .* of `left`, `right`, with `source=\"left\"` .* {\"left\": data}"
+    )
+    calls = (
+        lambda: one.model(x),
+        lambda: one.predict(x),
+        lambda: one.evaluate((x, y)),
+        lambda: one.fit((x, y), epochs=1),
+    )
+    for forgets in calls:
+        with pytest.raises(ValueError, match=words):
+            forgets()
+
+
 def test_predictions_of_a_run_of_several_sources_need_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from polytask.cli import main
 
@@ -608,6 +685,41 @@ def test_predictions_of_a_run_of_several_sources_need_the_source(tmp_path: Path,
     assert main([*words, "--source", "right"]) == 0
     found = [line.split(",")[0] for line in capsys.readouterr().out.splitlines()]
     assert found == ["row", *map(str, range(6))]
+
+
+@pytest.mark.parametrize(("sparse", "format"), [(False, "onnx"), (True, "torch")])
+def test_a_run_of_several_sources_is_exported_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sparse: bool, format: str
+):
+    from polytask.cli import main
+
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+    config = CONFIG | {"epochs": 1}
+    if sparse:
+        config = config | {"data": {"class_path": "tests.data.two_sources.TwoSparseSources"}}
+    folder = tmp_path / "run"
+    assert run(config, folder).state == "done"
+    words = ["export", str(folder), "--format", format]
+    assert main(words) == 2
+    assert "none named: name one with `source` (--source) of `left`, `right`" in capsys.readouterr().err
+    assert main([*words, "--source", "rigth"]) == 2
+    assert "found `rigth`: did you mean `right`?" in capsys.readouterr().err
+    model = pt.load(folder).model.eval()
+    for name, width in (("left", 3), ("right", 5)):
+        assert main([*words, "--source", name]) == 0
+        path = folder / f"model-{name}{'.onnx' if format == 'onnx' else '.pt2'}"
+        fresh = torch.randn(7, width)
+        if format == "onnx":
+            session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+            found = [torch.from_numpy(array) for array in session.run(list("abc"), {"inputs": fresh.numpy()})]
+        else:
+            archive = torch.export.load(path)
+            assert not any("right" in key for key in archive.state_dict) or name == "right"
+            found = list(archive.module()(fresh))
+        wanted = model(fresh, source=name)
+        for task, output in zip("abc", found, strict=True):
+            assert (output - wanted[task]).abs().max() <= 1e-5 * wanted[task].abs().max()
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -88,6 +88,14 @@ def test_each_source_of_several_is_judged_by_itself(order):
     assert known == {"few": True, "many": False, "other": False, "changing": False}
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(119, ""), (120, "a"), (239, "a"), (240, "ab")])
+def test_the_limit_is_that_of_all_sources_together(limit: int, kept: str):
+    sources = {name: pt.Arrays(*data(10), batch_size=5) for name in "ab"}
+    source = Remembered(pt.data.RoundRobin(sources), "key", lambda batch: batch.inputs, limit)
+    source.bind({task.name: task for task in tasks()}, torch.device("cpu"), "train")
+    assert {batch.source for (batch,) in source.steps(0) if batch.known} == set(kept)
+
+
 def test_a_wrapped_source_tells_the_other_s_name_and_batch_size():
     x, y = data(30)
     inner = pt.Arrays(x, y, batch_size=7)

@@ -238,6 +238,33 @@ def _streams(folder: Path) -> Result:
     return fitted(DataLoader(Stream(x[mine], {name: values[mine] for name, values in y.items()}), 4))
 
 
+class Sized(Stream):
+    """A stream that tells how long this process's part of it is."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def parted(sizes: tuple[int, int], batch: int = 4, seed: int = 0) -> DataLoader:
+    """Another stream on each of two ranks, of these sizes."""
+    x, y = data(sum(sizes), seed=seed)
+    mine = slice(0, sizes[0]) if pt.Ranks().index == 0 else slice(sizes[0], None)
+    return DataLoader(Sized(x[mine], {name: values[mine] for name, values in y.items()}), batch)
+
+
+@case("a mixture of streams", same=False)
+def _mixed(folder: Path) -> Result:
+    both = {"one": parted((12, 12)), "other": parted((20, 20), seed=1)}
+    served: list[str] = []
+    mixture = pt.data.Temperature(T=2)
+
+    class Names(pt.Callback):
+        def on_step_start(self, run: Any, batches: Any) -> None:
+            served.extend(batch.source for batch in batches)
+
+    return fitted(both, epochs=3, mixture=mixture, callbacks=[Names()]) | {"served": served}
+
+
 @case("evaluation")
 def _evaluation(folder: Path) -> Result:
     made = trainer(names="abc")
@@ -380,6 +407,9 @@ def _refusals(folder: Path) -> Result:
     errors["evaluated by others"] = _error(lambda: trainer().evaluate(foreign))
     padded = DataLoader(Rows(*data(13)), 4, sampler=DistributedSampler(range(13), shuffle=False))
     errors["evaluated with padding"] = _error(lambda: trainer().evaluate(padded))
+    for name, sizes in (("mixed steps", (8, 16)), ("mixed examples", (15, 16))):
+        uneven = {"even": parted((16, 16)), "uneven": parted(sizes)}
+        errors[name] = _error(lambda uneven=uneven: fitted(uneven, mixture=pt.data.Proportional))
     errors["sharded"] = _error(lambda: trainer(sharded).fit(data(8), epochs=1))
     return {"errors": errors}
 

@@ -143,6 +143,11 @@ def test_refusals_reach_every_rank(ranks: list[dict[str, Any]], folder: Path):
         )
         assert errors["evaluated by others"].endswith(f"must be that of rank {index} of 2, found rank 2 of 3")
         assert "found a DistributedSampler that makes 14 of 13" in errors["evaluated with padding"]
+        for what, found in (("steps", [2, 4]), ("examples", [15, 16])):
+            assert errors[f"mixed {what}"].startswith(
+                f"ValueError: train: a source of a mixture must have as many {what}"
+            )
+            assert f"found {found} for `uneven`" in errors[f"mixed {what}"]
         assert "whole on every process, found `trunk.0.weight` sharded" in errors["sharded"]
         assert errors["first loss"].startswith("ValueError: the first loss of every task must be finite")
 

@@ -26,10 +26,10 @@ def predict_command(words: list[str]) -> int:
 
 
 def export_command(words: list[str]) -> int:
-    """write a trained run's network as a file for other programs: RUN [--format onnx|torch] [--out FILE]"""
+    """write a trained run's network as a file: RUN [--format onnx|torch] [--out FILE] [--source NAME]"""
     from polytask.studies.trained_runs import export_run
 
     given = parsed("export", export_command.__doc__, words, export_run)
-    path = export_run(given.folder, given.format, given.out)
+    path = export_run(given.folder, given.format, given.out, given.source)
     print(f"{path}, checked against PyTorch; inputs, outputs and preprocessing in {path}.json")
     return 0

@@ -16,7 +16,7 @@ from polytask.data.source import Source, check_inputs
 from polytask.task import Task
 
 MixtureFactory = Callable[[Mapping[str, Source]], Source]
-"""{name: source} -> one source of all of them, such as a class of `polytask.data.Mixture`."""
+"""{name: source} -> one source of all of them: a kind of `polytask.data.Mixture`, or one made without any."""
 
 
 def as_source(

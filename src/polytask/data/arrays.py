@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from functools import partial
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -17,6 +18,9 @@ from polytask.data.source import Source, check_inputs, derived_seed, permutation
 from polytask.data.sparse import SparseRows, is_sparse
 from polytask.errors import nearest, whole
 from polytask.task import Task
+
+BLOCK = 64
+"""Steps whose rows are laid out together."""
 
 
 class Arrays(Source):
@@ -139,9 +143,19 @@ class Arrays(Source):
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, ...]]:
         order = permutation(self._length, self._seed, epoch) if self.shuffle else torch.arange(self._length)
-        chunks = order.split(self.batch_size) if self._spread is None else order.tensor_split(self._spread)
-        for step, rows in enumerate(chunks[start : self.steps_per_epoch], start):
+        for step, rows in enumerate(self._chunks(order, start), start):
             yield (self._batch(rows, (self._seed, epoch, step)),)
+
+    def _chunks(self, order: Tensor, start: int) -> Iterable[Tensor]:
+        """The rows of each step from `start` on."""
+        if self._spread is not None:
+            return order.tensor_split(self._spread)[start:]
+        size, steps = self.batch_size, self.steps_per_epoch
+        if start >= steps:
+            return ()
+        # a block at a time: a tensor for every step of an epoch would take memory that each pass asks for anew
+        blocks = order[start * size : steps * size].split(BLOCK * size)
+        return chain.from_iterable(block.split(size) for block in blocks)
 
     def in_order(self, size: int) -> Iterator[Batch]:
         for begin in range(0, self._length, size):

@@ -107,19 +107,19 @@ class Remembered(Wrapped):
     """Adds to every batch what a fixed function gives for its examples, computed once where that is possible.
 
     It is possible where an example's inputs are the same at every visit (the source is `cacheable`) and the values of
-    all its examples take no more than `limit` bytes; of a source made of several, each part is judged by itself, so
-    that their order plays no part, and `limit` holds for each. All are then computed before the first step, in storage
-    order and in chunks of 256, never in the order of training: a run that resumes computes the same bits. Values of
-    a chunk and of a training batch may differ in their last bits, as sums over examples are ordered otherwise.
-    Elsewhere batches carry nothing and who needs the values calls the function. The log says which. Of several
-    processes each computes the values of all the examples it knows.
+    all its examples take no more than `limit` bytes; of a source made of several, each part is judged by itself, in
+    their order, and may take what those before it left of `limit`. All are then computed before the first step, in
+    storage order and in chunks of 256, never in the order of training: a run that resumes computes the same bits.
+    Values of a chunk and of a training batch may differ in their last bits, as sums over examples are ordered
+    otherwise. Elsewhere batches carry nothing and who needs the values calls the function. The log says which. Of
+    several processes each computes the values of all the examples it knows.
 
     Args:
         source: whose batches are served.
         key: a name, or anything hashable, under which `Batch.known` has the values.
         function: batch -> a tensor, or a dictionary of them, examples along the first dimension, that follows from the
             inputs alone; or None for all batches of a source that it does not concern. Called without gradients.
-        limit: bytes that the values of one source may take, at least 0.
+        limit: bytes that all the values may take together, at least 0.
 
     >>> from polytask.data.arrays import Arrays
     >>> source = Remembered(Arrays(torch.ones(5, 2), {}, batch_size=5), "sum", lambda b: b.inputs.sum(1), 2**20)
@@ -172,10 +172,11 @@ class Remembered(Wrapped):
         """{source name: the values of its examples by row}, without the sources whose values cannot be kept."""
         stores: dict[str, Any] = {}
         for name, part in self.parts.items():
-            stores |= self._computed_of(name, part)
+            used = sum(t.numel() * t.element_size() for store in stores.values() for t in tensors_of(store))
+            stores |= self._computed_of(name, part, used)
         return stores
 
-    def _computed_of(self, name: str, part: Source) -> dict[str, Any]:
+    def _computed_of(self, name: str, part: Source, used: int) -> dict[str, Any]:
         if not part.cacheable or part.examples is None:
             return self._refuse(name, "the source streams or augments its inputs")
         rows: dict[str, list[Tensor]] = {}
@@ -190,8 +191,8 @@ class Remembered(Wrapped):
             if values is None:
                 continue
             size += _size(values)
-            if size * part.examples > self._limit * seen:  # known from the first chunk on
-                expected = size * part.examples // seen
+            if size * part.examples > (self._limit - used) * seen:  # known from the first chunk on
+                expected = used + size * part.examples // seen
                 return self._refuse(name, f"the values take {expected} bytes, above the limit of {self._limit}")
             rows.setdefault(batch.source, []).append(batch.rows)
             chunks.setdefault(batch.source, []).append(values)

@@ -49,6 +49,13 @@ class BySource(nn.Module):
         Raises:
             ValueError: there is none.
         """
+        if not source and "" not in self.encoders:
+            known = ", ".join(f"`{name}`" for name in self.encoders)
+            raise ValueError(
+                f"a network with encoders for several sources must be told which one inputs come from, found none "
+                f'told: name one of {known}, with `source="{next(iter(self.encoders))}"` for inputs, or as '
+                f'{{"{next(iter(self.encoders))}": data}}'
+            )
         if source not in self.encoders:
             raise ValueError(
                 f"every source must have an encoder, found none for `{source}`: {nearest(source, list(self.encoders))}"

@@ -8,7 +8,10 @@ from torch import Tensor
 
 from polytask.data.base import Split, Splits, as_splits
 from polytask.data.sparse import SparseRows, is_sparse
+from polytask.models.base import Model
+from polytask.models.encoders import MLP
 from polytask.studies import spec
+from polytask.training.misfit import Misfit
 from polytask.training.trainer import Trainer
 
 logger = logging.getLogger("polytask")
@@ -38,8 +41,8 @@ def _check_source(trainer: Trainer, inputs: Tensor, source: str) -> None:
     shape, whose = tuple(inputs.shape[1:]), f" from source `{source}`" if source else ""
     try:
         found = trainer.predict(inputs, source)
-    except RuntimeError as error:
-        hint = f" (`inputs: {shape[0]}` of a first MLP)" if len(shape) == 1 else ""
+    except (RuntimeError, Misfit) as error:
+        hint = f" (`inputs: {shape[0]}` of a first MLP)" if len(shape) == 1 and _in_mlp(trainer.model, error) else ""
         raise ValueError(
             f"the network must take examples of shape {shape}{whose}{hint}, as the data have, found: {error}"
         ) from error
@@ -54,6 +57,12 @@ def _check_source(trainer: Trainer, inputs: Tensor, source: str) -> None:
             raise ValueError(
                 f"the head of task `{name}` must have {wanted} outputs, found {prediction.outputs.shape[1]}"
             )
+
+
+def _in_mlp(model: Model, error: Exception) -> bool:
+    """Whether it is an MLP's first layer that refused."""
+    parent, _, place = getattr(error, "layer", "").rpartition(".")
+    return place == "0" and isinstance(model.get_submodule(parent), MLP)
 
 
 def check_first_losses(built: spec.Built, splits: Splits) -> None:

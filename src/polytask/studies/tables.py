@@ -10,6 +10,7 @@ from polytask.models.by_source import known_sources
 from polytask.studies.loading import opened
 from polytask.studies.store import write_text
 from polytask.task import Prediction, Task
+from polytask.training.misfit import Misfit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +50,7 @@ def predict_file(folder: str, inputs: str, out: str | None = None, source: str =
     values, beside = (read_inputs(inputs), {}) if found is None else (found.inputs, found.beside)
     try:
         predictions = trainer.predict(values, source)
-    except RuntimeError as error:
+    except (RuntimeError, Misfit) as error:
         raise ValueError(f"{inputs} must hold inputs that the network takes, found: {error}") from error
     text = as_table(predictions, trainer.tasks, beside).to_csv(index_label="row", lineterminator="\n")
     if out:

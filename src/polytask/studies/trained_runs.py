@@ -6,7 +6,7 @@ from pathlib import Path
 
 from polytask.batch import map_inputs
 from polytask.data.arrays import as_tensors
-from polytask.data.base import DataSet, Split, Splits, only_split
+from polytask.data.base import DataSet, Part, Split, Splits
 from polytask.errors import nearest, one_of
 from polytask.export import FORMATS, SUFFIX, export
 from polytask.studies.loading import opened
@@ -42,20 +42,22 @@ def _labelled(data: DataSet, file: str) -> Split:
     return Split(found.inputs, found.targets)
 
 
-def export_run(folder: str, format: str = "onnx", out: str | None = None) -> Path:
+def export_run(folder: str, format: str = "onnx", out: str | None = None, source: str = "") -> Path:
     """Writes a trained run's network as a file for other programs; see `polytask.export.export`.
 
     Args:
         folder: the run folder, of a compact network or any other.
         format: ``onnx`` or ``torch``.
-        out: the file; ``model.onnx`` or ``model.pt2`` in the run folder if None.
+        out: the file; ``model.onnx`` or ``model.pt2``, of a source ``model-<source>.onnx``, in the run folder if None.
+        source: whose kind of inputs the file takes, for a run on data of several sources.
 
     Returns:
         The file's path; ``<path>.json`` beside it tells inputs, outputs, classes and preprocessing.
 
     Raises:
         FileNotFoundError: there is no such run, or its data set's files are missing (an example is needed).
-        ValueError: an unknown format, damaged files, or a file whose outputs are not the network's; it is deleted.
+        ValueError: an unknown format, damaged files, an unknown source or none named of several, or a file whose
+            outputs are not the network's; it is deleted.
         ModuleNotFoundError: the packages for ``onnx`` are not installed.
     """
     place = Path(folder)
@@ -63,9 +65,27 @@ def export_run(folder: str, format: str = "onnx", out: str | None = None) -> Pat
     with threads(stored(place)["threads"]):
         built = opened(place)
         trainer = built.trainer
-        inputs = only_split(splits_of(built).validation, "an exported file").inputs
-        example = map_inputs(lambda tensor: tensor[:2], as_tensors(inputs))
+        source, split = _source_of(splits_of(built).train, source)
+        example = map_inputs(lambda tensor: tensor[:2], as_tensors(split.inputs))
+        name = f"model-{source}{SUFFIX[format]}" if source else f"model{SUFFIX[format]}"
         return export(
-            trainer.model, place / f"model{SUFFIX[format]}" if out is None else out, format,
-            list(trainer.tasks.values()), example=example, preprocessing=built.data.preprocessing,
+            trainer.model, place / name if out is None else out, format, list(trainer.tasks.values()),
+            example=example, source=source, preprocessing=built.data.preprocessing,
         )  # fmt: skip
+
+
+def _source_of(part: Part, source: str) -> tuple[str, Split]:
+    """The source that is named, or the only one there is, and its split; "" for data without sources."""
+    known = [] if isinstance(part, Split) else list(part)
+    if source and source not in known:
+        raise ValueError(f"`source` must name a source of the run's data, found `{source}`: {nearest(source, known)}")
+    if isinstance(part, Split):
+        return "", part
+    if not source and len(part) > 1:
+        listed = ", ".join(f"`{name}`" for name in known)
+        raise ValueError(
+            f"an exported file takes the inputs of one source, found data of several and none named: name one with "
+            f"`source` (--source) of {listed}"
+        )
+    source = source or known[0]
+    return source, part[source]

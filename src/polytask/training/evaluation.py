@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from polytask.ranks import Ranks
 from polytask.task import Prediction, Task
 from polytask.training.features import FeatureCache
 from polytask.training.meter import Meter
+from polytask.training.misfit import refuse_misfit
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 
@@ -61,13 +63,21 @@ def evaluate(
                 read = batch.inputs if model.heads_read_inputs else None
                 outputs = {name: model.head(name, features, read) for name in names}
             else:
-                outputs = model(batch.inputs, names, batch.source) if names else {}
+                outputs = _outputs(model, batch.inputs, names, batch.source) if names else {}
             for name in names:
                 target, count = batch.targets[name], batch.counts[name]
                 meter.add(name, tasks[name].total(outputs[name], target, count, batch.weights.get(name)), count)
                 meter.keep(name, outputs[name], target)
         seen[batch.source] = start + batch.size
     return meter.figures()
+
+
+def _outputs(model: Model, inputs: Any, names: Sequence[str], source: str) -> dict[str, torch.Tensor]:
+    try:
+        return model(inputs, names, source)
+    except RuntimeError as error:
+        refuse_misfit(model, inputs, source, error)
+        raise
 
 
 def objective_values(
@@ -154,9 +164,12 @@ def predict(
     length = len(tensors_of(inputs)[0])
     parts: dict[str, list[Any]] = {name: [] for name in tasks}
     for start in range(0, max(length, 1), chunk):
-        part = map_inputs(lambda t, start=start: t[start : start + chunk], inputs)
-        with autocast():
-            outputs = model(part, tuple(tasks), source)
+        with autocast():  # nothing here holds a chunk, which may have been made dense, while the next is made
+            outputs = _outputs(model, _part(inputs, slice(start, start + chunk)), tuple(tasks), source)
         for name in tasks:
             parts[name].append(outputs[name])
     return {name: tasks[name].predict(torch.cat(outputs)) for name, outputs in parts.items()}
+
+
+def _part(inputs: Any, part: slice) -> Any:
+    return map_inputs(itemgetter(part), inputs)

@@ -21,6 +21,7 @@ from polytask.training.fingerprint import fingerprint
 from polytask.training.freezing import Freezer, reset_gradients
 from polytask.training.history import History
 from polytask.training.meter import Meter
+from polytask.training.misfit import refuse_misfit
 from polytask.training.optimizers import Optimizers
 from polytask.training.signals import SIGNAL_STEPS, Interrupted, signals
 from polytask.training.step import Step
@@ -305,8 +306,12 @@ class Run:
 
     def _frozen_features(self, inputs: Any, source: str) -> Any:
         self.freezer.switch(False, frozenset(self.trainer.tasks))
-        with self.trainer.autocast():
-            return self.model.features(inputs, source)
+        try:
+            with self.trainer.autocast():
+                return self.model.features(inputs, source)
+        except RuntimeError as error:
+            refuse_misfit(self.model, inputs, source, error)
+            raise
 
     # State
 

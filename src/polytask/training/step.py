@@ -23,6 +23,7 @@ from polytask.task import Task
 from polytask.training.features import FeatureCache
 from polytask.training.freezing import Freezer, Live, reset_gradients
 from polytask.training.meter import Meter
+from polytask.training.misfit import refuse_misfit
 from polytask.training.optimizers import Optimizers
 
 
@@ -278,7 +279,11 @@ class Step:
         totals: dict[str, Tensor] = {}
         here = [name for name in names if batch.counts.get(name)]
         with self._autocast():
-            features, outputs = self._forward(batch, here, look.update, look.caches)
+            try:
+                features, outputs = self._forward(batch, here, look.update, look.caches)
+            except RuntimeError as error:
+                refuse_misfit(self._model, batch.inputs, batch.source, error)
+                raise
             for name in here:
                 count, target = batch.counts[name], batch.targets[name]
                 if name not in self._checked:

@@ -52,7 +52,7 @@ class Trainer:
         callbacks: acted on in order; neither the list nor its order is changed.
         batch_size: examples per step for arrays and data sets, at least 1; of all processes together.
         mixture: function from {name: source} to one source: how training data of several sources are served, such as
-            ``data.RoundRobin``. ``data.Proportional`` if None.
+            ``data.RoundRobin`` or ``data.Temperature(T=2)``, a mixture without sources. ``data.Proportional`` if None.
         seed: of shuffles and dropout; the model's initial weights are the caller's (the first process's).
         groups: {key: optimizer settings}, such as ``{"trunk": {"lr": 1e-4}}``. A key is a prefix of
             parameter names, ``shared`` or ``specific``; the first that matches wins, the rest form a group.

@@ -60,7 +60,7 @@ class Adaptive(Sampled):
 
     def __init__(
         self,
-        sources: Mapping[str, Any],
+        sources: Mapping[str, Any] | None = None,
         baselines: Mapping[str, float] | None = None,
         *,
         exponent: float = 16.0,
@@ -81,15 +81,14 @@ class Adaptive(Sampled):
         if step > 1:
             raise ValueError(f"`step` must be at most 1, found {step}")
         self.T = positive("T", T)
-        self._begin_anew()
 
-    def _begin_anew(self) -> None:
+    def _forget(self) -> None:
+        super()._forget()
         self._weights = [[1.0] * len(self.sources)]  # of each epoch so far
         self._best: dict[str, float] = {}
 
     def bind(self, tasks: Mapping[str, Task], device: torch.device, where: str, seed: int = 0) -> None:
         super().bind(tasks, device, where, seed)
-        self._begin_anew()
         self._tasks = [self._brought(name, source.label_counts(), where) for name, source in self.sources.items()]
         self._metrics: dict[str, Metric] = {name: tasks[name].metric for names in self._tasks for name in names}
         self.monitored = tuple(self._column(task) for task in self._metrics)

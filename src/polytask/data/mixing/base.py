@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from itertools import islice
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, count, islice
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +16,10 @@ from torch.utils.data import DataLoader
 from polytask.batch import Batch
 from polytask.data.source import Source, derived_seed
 from polytask.errors import whole
+from polytask.ranks import Ranks
 from polytask.task import Task
+
+Step = tuple[Batch, ...]
 
 
 class Mixture(Source):
@@ -28,29 +33,55 @@ class Mixture(Source):
     and, for a mixture that adapts, from `state_dict`; of several processes all make the same choices, and each gets its
     part of every batch.
 
+    Made without sources it is a setting, to be called with them: ``Temperature(T=2)(sources)`` is
+    ``Temperature(sources, T=2)``, and ``Trainer(..., mixture=Temperature(T=2))`` makes one for the data of each fit.
+
     Args:
         sources: {name: a Source, a DataLoader, a torch Dataset or (inputs, {task: targets})}, at least one. Names must
-            be free of dots, as they name modules.
+            be free of dots, as they name modules. None for a setting without them.
         seed: of the draws and, where a source has none of its own, of its order; None takes the trainer's.
         batch_size: for the arrays and data sets among `sources`; the trainer, if it makes the mixture, gives its own.
 
     Raises:
         ValueError: there is no source, a name is empty or has a dot, `batch_size` is missing, or (when bound) a source
-            does not fit the tasks or brings targets of none.
+            does not fit the tasks, brings targets of none, or has not the same size on all ranks.
         TypeError: something is not a source, or is a mixture itself.
     """
 
-    def __init__(self, sources: Mapping[str, Any], *, seed: int | None = None, batch_size: int | None = None) -> None:
+    def __init__(
+        self, sources: Mapping[str, Any] | None = None, *, seed: int | None = None, batch_size: int | None = None
+    ) -> None:
+        self.sources: dict[str, Source] = {}
+        self.seed = seed
+        self._seed = 0
+        self._part = (0, 1)
+        self._plain_batch_size = batch_size
+        if sources is not None:
+            self._take(sources)
+
+    def _take(self, sources: Mapping[str, Any]) -> None:
         if not isinstance(sources, Mapping):
             raise TypeError(f"`sources` must be a mapping of names to sources, found {type(sources).__name__}")
         if not sources:
             raise ValueError("a mixture must have at least one source, found none")
-        self.sources = {name: _source(name, data, batch_size) for name, data in sources.items()}
-        self.seed = seed
-        self._seed = 0
-        self._part = (0, 1)
+        self.sources = {name: _source(name, data, self._plain_batch_size) for name, data in sources.items()}
         self._tells = all(source.tells_everywhere for source in self.sources.values())
         self._forget()
+
+    def __call__(self, sources: Mapping[str, Any]) -> Self:
+        """A mixture of these sources with the settings of this one, which has none and stays so.
+
+        Raises:
+            ValueError: this one has sources; see `Mixture` for the others.
+        """
+        if self.sources:
+            raise ValueError(
+                f"a mixture that is given as a setting must have no sources of its own, found {list(self.sources)}: "
+                "it is data, for `fit`"
+            )
+        made = copy.copy(self)
+        made._take(sources)
+        return made
 
     @abstractmethod
     def turns(self, epoch: int) -> Tensor:
@@ -77,15 +108,25 @@ class Mixture(Source):
         return all(source.divided for source in self.sources.values())
 
     def shard(self, index: int, count: int) -> None:
+        self._check_sources()
         self._check_alike(count)
         for source in self.sources.values():
             source.shard(index, count)
         self._part = (index, count)
 
     def check_parts(self, index: int, count: int) -> None:
+        self._check_sources()
         self._check_alike(count)
         for source in self.sources.values():
             source.check_parts(index, count)
+
+    def _check_sources(self) -> None:
+        if not self.sources:
+            name = type(self).__name__
+            raise ValueError(
+                f"a mixture must have sources before it can serve them, found a {name} without: give it as `mixture`, "
+                f"and {{name: source}} as data, or make it of them, {name}({{name: source}}, ...)"
+            )
 
     def _check_alike(self, count: int) -> None:
         divided = [name for name, source in self.sources.items() if source.divided]
@@ -96,6 +137,7 @@ class Mixture(Source):
             )
 
     def bind(self, tasks: Mapping[str, Task], device: torch.device, where: str, seed: int = 0) -> None:
+        self._check_sources()
         self._seed = seed if self.seed is None else self.seed
         for index, (name, source) in enumerate(self.sources.items()):
             try:
@@ -107,7 +149,23 @@ class Mixture(Source):
                 raise ValueError(
                     f"{where}: every source must have targets of at least one task, found none in `{name}`"
                 )
+        self._check_sizes(where)
         self._forget()
+
+    def _check_sizes(self, where: str) -> None:
+        """Whose turn it is follows from what sources tell of their sizes, so all ranks must be told the same."""
+        if self._part[1] == 1:
+            return
+        own = {name: (source.steps_per_epoch, source.examples) for name, source in self.sources.items()}
+        told = Ranks().objects(own)
+        for what, place in (("steps", 0), ("examples", 1)):
+            for name in own:
+                found = [sizes[name][place] for sizes in told]
+                if len(set(found)) > 1:
+                    raise ValueError(
+                        f"{where}: a source of a mixture must have as many {what} on every rank, or ranks would choose "
+                        f"differently, found {found} for `{name}`: give the data set itself, or parts of one size"
+                    )
 
     def _others(self, name: str, tasks: Mapping[str, Task], where: str) -> str:
         """If a source's targets do not fit a task that others bring too: who they are."""
@@ -138,21 +196,28 @@ class Mixture(Source):
             counts = source.label_counts()
             if counts is None:
                 return None
-            for task, count in counts.items():
-                total[task] = total.get(task, 0) + count
+            for task, number in counts.items():
+                total[task] = total.get(task, 0) + number
         return total
 
-    def steps(self, epoch: int, start: int = 0) -> Iterator[tuple[Batch, ...]]:
-        turns, count = self.turns(epoch), len(self.sources)
-        places = (self._places(epoch) + _visits(turns[:start], count)).tolist()
+    def steps(self, epoch: int, start: int = 0) -> Iterator[Step]:
+        turns, sources = self.turns(epoch), len(self.sources)
+        before = self._places(epoch)
+        if len(self._before) == epoch + 1:  # as `_places` would find, which would ask for the turns once more
+            self._before.append(before + _visits(turns, sources))
+        places = (before + _visits(turns[:start], sources)).tolist()
         kept, self._kept = self._kept, None
         readers = kept[1] if kept and kept[0] == places else self._readers(places)
-        if turns.shape[1] == 1:  # as good as free
-            yield from map(next, map(readers.__getitem__, turns[start:, 0].tolist()))
+        if turns.shape[1] == 1:  # nothing but iterators of C, so that mixing is as good as free
+            served = map(next, map(readers.__getitem__, turns[start:, 0].tolist()))
         else:
-            for turn in turns[start:].tolist():
-                yield tuple(batch for index in turn for batch in next(readers[index]))
-        self._kept = self._places(epoch + 1).tolist(), readers
+            served = (_joined(readers, turn) for turn in turns[start:].tolist())
+        return chain(served, self._kept_for(epoch + 1, readers))
+
+    def _kept_for(self, epoch: int, readers: list[Iterator[Step]]) -> Iterator[Step]:
+        """No more steps; on its way, it leaves the readers for the next epoch to go on with."""
+        self._kept = self._places(epoch).tolist(), readers
+        yield from ()
 
     def in_order(self, size: int) -> Iterator[Batch]:
         for name, source in self.sources.items():
@@ -190,6 +255,8 @@ class Mixture(Source):
                 f"a source of a {type(self).__name__} must know how many steps a pass over it has, found a stream: "
                 f"`{name}`"
             )
+        if steps < 1:
+            raise ValueError(f"a source of a mixture must have at least 1 step, found {steps} in `{name}`")
         return steps
 
     @property
@@ -204,36 +271,42 @@ class Mixture(Source):
             self._before.append(self._before[-1] + _visits(self.turns(earlier), len(self.sources)))
         return self._before[epoch]
 
-    def _readers(self, places: list[int]) -> list[Iterator[tuple[Batch, ...]]]:
+    def _readers(self, places: list[int]) -> list[Iterator[Step]]:
         sources = zip(self.sources.items(), self.lengths, places, strict=True)
         return [_reader(name, source, length, place, self._tells) for (name, source), length, place in sources]
 
     def _forget(self) -> None:
         """Forgets what was counted of other epochs, and where sources stood."""
         self._before = [torch.zeros(len(self.sources), dtype=torch.int64)]
-        self._kept: tuple[list[int], list[Iterator[tuple[Batch, ...]]]] | None = (
-            None  # places, and who reads from there
-        )
+        self._kept: tuple[list[int], list[Iterator[Step]]] | None = None  # places, and who reads from there
 
 
-def _reader(name: str, source: Source, length: int, place: int, tells: bool) -> Iterator[tuple[Batch, ...]]:
+def _joined(readers: Sequence[Iterator[Step]], turn: list[int]) -> Step:
+    return tuple(batch for index in turn for batch in next(readers[index]))
+
+
+def _reader(name: str, source: Source, length: int, place: int, tells: bool) -> Iterator[Step]:
     """Reads one source on and on, pass after pass, from a place: the number of steps read before."""
-    epoch, start = divmod(place, length)
-    while True:
-        steps = _pass(name, source.steps(epoch, start), length, start)
-        if tells:
-            yield from steps
-        else:
-            for batches in steps:
-                for batch in batches:  # all batches of a step must tell the counts of all ranks, or none
-                    batch.source, batch.everywhere = name, None
-                yield batches
-        epoch, start = epoch + 1, 0
+    first, start = divmod(place, length)
+    passes = (_pass(name, source, epoch, start if epoch == first else 0, length) for epoch in count(first))
+    steps = chain.from_iterable(passes)
+    return steps if tells else map(partial(_untold, name), steps)
 
 
-def _pass(name: str, steps: Iterator[tuple[Batch, ...]], length: int, start: int) -> Iterator[tuple[Batch, ...]]:
+def _untold(name: str, batches: Step) -> Step:
+    """A step's batches as of source `name`: all batches of a step must tell the counts of all ranks, or none."""
+    for batch in batches:
+        batch.source, batch.everywhere = name, None
+    return batches
+
+
+def _pass(name: str, source: Source, epoch: int, start: int, length: int) -> Iterator[Step]:
     """The rest of a pass, which must have the steps that its source tells of."""
-    yield from islice(steps, length - start - 1)
+    steps = source.steps(epoch, start)
+    return chain(islice(steps, length - start - 1), _last(name, steps, length))
+
+
+def _last(name: str, steps: Iterator[Step], length: int) -> Iterator[Step]:
     last = next(steps, None)
     # to its very end, where a sampler may draw once more: a resumed run begins the next pass from there
     if last is not None and next(steps, None) is None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from polytask.data.mixing.base import Mixture
-from polytask.errors import one_of
-
-ENDS = ("longest", "shortest", "all")
+from polytask.data.mixing.until import Until
 
 
 @final
-class RoundRobin(Mixture):
+class RoundRobin(Until):
     """Serves one source a step, in turn, in the order in which they are given.
 
     With S_k the steps of one pass over source k, of K sources, an epoch has
@@ -40,23 +36,11 @@ class RoundRobin(Mixture):
     [0, 1, 0, 1, 0]
     """
 
-    def __init__(
-        self,
-        sources: Mapping[str, Any],
-        until: str = "longest",
-        *,
-        seed: int | None = None,
-        batch_size: int | None = None,
-    ) -> None:
-        super().__init__(sources, seed=seed, batch_size=batch_size)
-        one_of("until", until, ENDS)
-        self.until = until
+    ends = ("longest", "shortest", "all")
 
     @property
     def steps_per_epoch(self) -> int:
-        if self.until == "all":
-            return sum(self.lengths)
-        return len(self.sources) * (max if self.until == "longest" else min)(self.lengths)
+        return sum(self.lengths) if self.until == "all" else len(self.sources) * self.rounds
 
     def turns(self, epoch: int) -> Tensor:
         count = len(self.sources)
@@ -65,6 +49,3 @@ class RoundRobin(Mixture):
         # step j of source k comes after those of all earlier rounds, and within round j at place k
         places = torch.cat([torch.arange(length) * count + k for k, length in enumerate(self.lengths)])
         return places.sort().values.remainder(count).unsqueeze(1)
-
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"until": self.until}

@@ -29,7 +29,7 @@ class Sampled(Mixture):
 
     def __init__(
         self,
-        sources: Mapping[str, Any],
+        sources: Mapping[str, Any] | None = None,
         *,
         steps: int | None = None,
         seed: int | None = None,

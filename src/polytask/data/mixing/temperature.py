@@ -61,8 +61,8 @@ class Temperature(Sampled):
 
     Args:
         sources, seed, batch_size: see `polytask.data.Mixture`.
-        T: the temperature, above 0, ``inf`` included; or how it changes: `Anneal` or any function from the epoch, from
-            0, to it.
+        T: the temperature, above 0, ``inf`` included, the paper's if not given; or how it changes: `Anneal` or any
+            function from the epoch, from 0, to it.
         steps: steps of an epoch, at least 1; None for those of one pass over every source.
 
     Raises:
@@ -75,12 +75,17 @@ class Temperature(Sampled):
     >>> two = {"reviews": part("opinion", 90), "tickets": part("urgent", 10)}
     >>> {name: round(rate, 6) for name, rate in Temperature(two, T=2, batch_size=5).rates(0).items()}
     {'reviews': 0.75, 'tickets': 0.25}
+
+    Without sources it is a setting for the trainer, which brings them:
+
+    >>> Temperature(T=2, batch_size=5)(two).rates(0) == Temperature(two, T=2, batch_size=5).rates(0)
+    True
     """
 
     def __init__(
         self,
-        sources: Mapping[str, Any],
-        T: float | Anneal | Callable[[int], float],
+        sources: Mapping[str, Any] | None = None,
+        T: float | Anneal | Callable[[int], float] = 5.0,
         *,
         steps: int | None = None,
         seed: int | None = None,

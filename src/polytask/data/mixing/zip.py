@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from polytask.data.mixing.base import Mixture
-from polytask.errors import one_of
+from polytask.data.mixing.until import Until
 from polytask.task import Task
-
-ENDS = ("longest", "shortest", "balance")
 
 
 @final
-class Zip(Mixture):
+class Zip(Until):
     """Serves one batch of every source in each step; their losses make one update.
 
     The losses of different tasks are summed; that of a task which several sources bring is pooled, its sum over their
@@ -43,17 +40,7 @@ class Zip(Mixture):
     [[0, 1], [0, 1], [0, 1]]
     """
 
-    def __init__(
-        self,
-        sources: Mapping[str, Any],
-        until: str = "longest",
-        *,
-        seed: int | None = None,
-        batch_size: int | None = None,
-    ) -> None:
-        super().__init__(sources, seed=seed, batch_size=batch_size)
-        one_of("until", until, ENDS)
-        self.until = until
+    ends = ("longest", "shortest", "balance")
 
     def bind(self, tasks: Mapping[str, Task], device: torch.device, where: str, seed: int = 0) -> None:
         super().bind(tasks, device, where, seed)
@@ -70,10 +57,7 @@ class Zip(Mixture):
 
     @property
     def steps_per_epoch(self) -> int:
-        return min(self.lengths) if self.until == "shortest" else max(self.lengths)
+        return self.rounds
 
     def turns(self, epoch: int) -> Tensor:
         return torch.arange(len(self.sources)).expand(self.steps_per_epoch, -1)
-
-    def describe(self) -> dict[str, Any]:
-        return super().describe() | {"until": self.until}
