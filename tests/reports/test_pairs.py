@@ -94,3 +94,17 @@ def test_missing_pairs_are_blank():
     chart = heat_map("key", "title", "affinity", {"a": {"b": 0.1}, "b": {}})
     assert chart.data[0]["text"] == [["", "10"], ["", ""]]
     assert chart.data[0]["z"][1] == [None, None] and math.isclose(chart.data[0]["zmax"], 10)
+
+
+def test_affinities_near_zero_look_pale(tmp_path):
+    """The scale ends no nearer to 0 than a thousandth, whatever the unit that the figures are printed in."""
+    noise = heat_map("k", "t", "affinity", {"a": {"b": 4e-6}, "b": {"a": -2e-6}}).data[0]
+    assert noise["z"][0][1] == 4 and noise["zmax"] == -noise["zmin"] == pytest.approx(1000)  # ppm
+    strong = heat_map("k", "t", "affinity", {"a": {"b": 0.02}, "b": {"a": -0.3}}).data[0]
+    assert strong["zmax"] == pytest.approx(30)  # percent
+
+
+def test_the_epochs_of_lines_are_whole(tmp_path):
+    runs = [run(tmp_path, 0, ["a", "b"], lambda i, j, epoch: 0.1)]
+    axes = [c.layout["xaxis"] for c in pair_charts(summarize(runs)) if c.key.startswith("pair-lines")]
+    assert axes and all(axis["dtick"] == 1 for axis in axes)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from polytask.reports.plots import COLOURS, DASHES, Chart, chart_layout, short, tag
-from polytask.reports.summary import Method, Summary
+from polytask.reports.chart import Chart, chart_layout, epoch_axis, short, tag
+from polytask.reports.colours import COLOURS, DASHES, GREY, SIGNED, affinity_limit
+from polytask.reports.method import Method
+from polytask.reports.summary import Summary
 from polytask.studies.grouping import Matrix, read_pairs
 from polytask.studies.store import read_history
 from polytask.training.history import History
@@ -27,8 +29,7 @@ INTRODUCTION = (
 MOST_LINES = 6
 """Pairs whose lines can still be told apart."""
 
-# blue and orange: told apart by all eyes
-_SCALE = [[0.0, "#a34d00"], [0.25, "#f9c58a"], [0.5, "#f7f7f7"], [0.75, "#9ecae1"], [1.0, "#045a8d"]]
+_SCALE = [[place / (len(SIGNED) - 1), colour] for place, colour in enumerate(SIGNED)]
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def heat_map(key: str, title: str, kind: str, matrix: Matrix, method: int | None
     values = [value for row in matrix.values() for value in row.values()]
     unit = Unit.of(kind, values)
     rows = [[matrix[i].get(j, math.nan) for j in tasks] for i in tasks]
-    most = 1.0 if kind == "cosine" else max(map(abs, values), default=0.0) * unit.factor or 1.0
+    most = 1.0 if kind == "cosine" else affinity_limit(max(map(abs, values), default=0.0)) * unit.factor
     names = {"affinity": ("step for", "loss of"), "cosine": ("gradient of", "gradient of")}[kind]
     data = {
         "type": "heatmap", "z": [[short(v * unit.factor) for v in row] for row in rows],
@@ -145,8 +146,8 @@ def _lines(key: str, title: str, kind: str, histories: Sequence[History], method
     ]  # fmt: skip
     label = f"{kind}, {unit.name}" if unit.name else kind
     layout = chart_layout(
-        xaxis={"title": {"text": "epoch"}},
-        yaxis={"title": {"text": label}, "zeroline": True, "zerolinecolor": "#888888"},
+        xaxis=epoch_axis(max(epoch for curve in curves.values() for epoch in curve)),
+        yaxis={"title": {"text": label}, "zeroline": True, "zerolinecolor": GREY},
         showlegend=True, legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
     )  # fmt: skip
     about = f"Lines of the {kind} of every pair of tasks over the epochs."

@@ -28,7 +28,7 @@ from polytask.sparsity.sharing import find_sharing, tie, untie
 from polytask.studies import spec
 from polytask.studies.run import LAYOUT, cost_of_training, export_run, finished, load, run, versions, write_fitted
 from polytask.studies.store import RunRecord, read_history, read_record, write_record, write_text
-from polytask.training.callbacks.progress import Progress
+from polytask.training.callbacks.progress import Progress, in_hours
 from polytask.training.run import Run
 from polytask.training.trainer import Trainer
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 STAGES = ("search", "share", "retrain", "compact", "export")
 SHARING = "sharing.json"
 REPORT = "compaction.json"
+LOG_SECONDS = 30.0
+"""Between two lines of the log while a stage trains, where there is no terminal."""
 FILES = (SHARING, REPORT, *(f"model{suffix}{part}" for suffix in SUFFIX.values() for part in ("", ".json")))
 """What stages leave beside the files of a run."""
 
@@ -90,9 +92,16 @@ class Stages:
     def ahead(self, stage: str) -> str:
         """A stage, what it takes and what comes after it, for the log."""
         epochs = {"search": self.plan.search["epochs"], "retrain": self.plan.retrain["epochs"]}
-        texts = [f"{name} ({epochs[name]} epochs)" if name in epochs else name for name in self.names]
+        texts = [f"{name} ({self._takes(name, epochs[name])})" if name in epochs else name for name in self.names]
         own, *later = texts[self.names.index(stage) :]
         return own + (f"; then {', '.join(later)}" if later else "")
+
+    def _takes(self, stage: str, epochs: int) -> str:
+        """The epochs of a stage, and the time they are likely to take once the search has told that of its own."""
+        if stage == "search" or not self.done("search"):
+            return f"{epochs} epochs"
+        record = read_record(self.folder / "search")
+        return f"{epochs} epochs, about {in_hours(epochs * record.seconds / max(record.epochs, 1))}"
 
     # Search
 
@@ -113,7 +122,8 @@ class Stages:
         label = f"{self.names.index(stage) + 1}/{len(self.names)} {stage}: epoch"
         record = run(
             config, self.folder / stage, method=stage, make=make,
-            progress=Progress(label=label, before=before, after=after) if self.progress else False,
+            progress=Progress(label=label, before=before, after=after, log_interval=LOG_SECONDS)
+            if self.progress else False,
         )  # fmt: skip
         if record.state == "failed":
             raise ValueError(f"the stage `{stage}` must come to an end, found: {record.error}")
