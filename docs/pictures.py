@@ -14,13 +14,16 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
 
 import polytask as pt
+from polytask import reports
+from polytask.reports.colours import SIGNED, affinity_limit, style
+from polytask.studies.compare import read_comparison
 from polytask.studies.grouping import suggest
 from polytask.studies.pairs import read_pairs
 
 matplotlib.use("Agg")
 
 HERE = Path(__file__).parent
-SHARED, SPECIFIC, FROZEN = "#0072B2", "#D55E00", "#E9E9E9"
+SHARED, SPECIFIC, FROZEN = style(0)[0], style(3)[0], "#E9E9E9"
 
 
 def schedules(path: Path) -> None:
@@ -111,14 +114,13 @@ def _box(axis: Axes, x: float, y: float, width: float, height: float, text: str,
 
 def curves(study: Path, path: Path) -> None:
     """Learning curves of a study's runs."""
-    from polytask.reports import plots
-    from polytask.studies.store import read_study
-
-    records = read_study(study)
-    if not records:
+    try:
+        found = read_comparison(study)
+    except FileNotFoundError:
         print(f"{path.name} is left as it is: there are no runs in {study}")
         return
-    plots.learning_curves_png(records, path)
+    # as the page does: a method then has the same colour in both
+    reports.learning_curves_png(found.records, path, baseline=found.baseline, sweep=found.sweep)
 
 
 def negative_transfer(path: Path) -> None:
@@ -133,8 +135,8 @@ def negative_transfer(path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4), constrained_layout=True, width_ratios=(1, 1.25))
     names = list(affinity)
     values = [[100 * affinity[i].get(j, float("nan")) for j in names] for i in names]
-    most = max(abs(value) for row in values for value in row if value == value)
-    colours = LinearSegmentedColormap.from_list("signed", ["#a34d00", "#f9c58a", "#f7f7f7", "#9ecae1", "#045a8d"])
+    most = 100 * affinity_limit(max(abs(value) for row in affinity.values() for value in row.values()))
+    colours = LinearSegmentedColormap.from_list("signed", SIGNED)
     left.imshow(values, cmap=colours, vmin=-most, vmax=most)
     for i, row in enumerate(values):
         for j, value in enumerate(row):

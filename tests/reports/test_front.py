@@ -12,7 +12,7 @@ from tests.reports.test_page import DRAWN, OUTSIDE, Tags, browser, show  # noqa:
 
 from polytask import reports
 from polytask.reports import front as report
-from polytask.reports import plots
+from polytask.reports.chart import page_json
 from polytask.reports.front_charts import front_charts, staircase
 from polytask.studies.front import Front
 from polytask.studies.front_view import KINDS, Point
@@ -70,7 +70,7 @@ def test_every_chart_tells_vector_and_figures_of_each_run(made, objectives, char
     front = made(objectives, seeds=(0,))
     drawn = front_charts([front.view(kind) for kind in KINDS], front.sweeps)
     assert len(drawn) == 2 * charts and len({chart.key for chart in drawn}) == len(drawn)
-    assert json.loads(plots.page_json(drawn)).keys() == {chart.key for chart in drawn}
+    assert json.loads(page_json(drawn)).keys() == {chart.key for chart in drawn}
     for chart in drawn:
         texts = {text for trace in chart.data for text in trace.get("text", ())}
         assert len(texts) == len(front.points)

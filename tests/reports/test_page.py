@@ -11,8 +11,11 @@ import pytest
 from rich.console import Console
 
 from polytask import reports
-from polytask.reports import page, plots
+from polytask.reports import curves, page, plots, regions
+from polytask.reports.chart import page_json, whole_step
+from polytask.reports.colours import style
 from polytask.reports.summary import summarize
+from polytask.reports.words import in_words
 
 OUTSIDE = re.compile(r"""(?:src|href|action|poster|data)\s*=\s*["']?\s*(?:https?:)?//""", re.IGNORECASE)
 
@@ -76,7 +79,7 @@ def test_page_is_self_contained_and_escaped(study):
 
 def test_every_chart_has_a_description_and_data(study):
     drawn = plots.charts(summarize(study))
-    content = json.loads(plots.page_json(drawn))
+    content = json.loads(page_json(drawn))
     assert len({chart.key for chart in drawn}) == len(drawn)
     sections = [chart.section for chart in drawn]
     counts = {section: sections.count(section) for section in sections}
@@ -93,7 +96,7 @@ def test_a_method_has_one_colour_everywhere(study):
                 seen.setdefault(trace["meta"]["method"], set()).add(trace["marker"]["color"])
     assert len(seen) == 3
     assert all(len(colours) == 1 for colours in seen.values())
-    assert len({plots.style(i) for i in range(28)}) == 28
+    assert len({style(i) for i in range(28)}) == 28
 
 
 def test_a_single_run(study, tmp_path):
@@ -125,18 +128,18 @@ def test_three_tasks_and_one(record, tmp_path):
 
 def test_regions_leave_out_missing_targets_and_grids_that_do_not_fit(study):
     summary = summarize(study)
-    arrays = plots._arrays(study[0])
+    arrays = regions._arrays(study[0])
     arrays["targets_left"][:10] = float("nan")
-    data, _ = plots._region(arrays, summary.tasks[0])
+    data, _ = regions._region(arrays, summary.tasks[0])
     assert len(data[1]["x"]) == 20
-    assert plots._drawable(arrays, "left")
-    assert not plots._drawable({**arrays, "left": arrays["left"][:3]}, "left")
-    assert not plots._drawable(arrays, "x") and not plots._drawable({}, "left")
+    assert regions._drawable(arrays, "left")
+    assert not regions._drawable({**arrays, "left": arrays["left"][:3]}, "left")
+    assert not regions._drawable(arrays, "x") and not regions._drawable({}, "left")
 
 
 def test_thinning_keeps_the_extremes_of_an_alternating_line():
     values = [float(i % 2) for i in range(10_000)]
-    kept = plots._thin(values, 100)
+    kept = curves._thin(values, 100)
     assert len(kept) <= 110
     assert {values[i] for i in kept} == {0.0, 1.0}
     assert kept[0] == 0 and kept[-1] == 9_999
@@ -144,7 +147,7 @@ def test_thinning_keeps_the_extremes_of_an_alternating_line():
 
 def test_means_end_where_the_first_seed_stops(study):
     tables = [study[0].history(), study[1].history().iloc[:5]]
-    epochs, seconds, _ = plots._mean(tables, "validation/loss")
+    epochs, seconds, _ = curves._mean(tables, "validation/loss")
     assert list(epochs) == [1, 2, 3, 4, 5]
     assert seconds[-1] == pytest.approx(0.5)
 
@@ -202,6 +205,56 @@ def test_learning_curves_picture(study, tmp_path):
 def test_learning_curves_need_a_history(two, tmp_path):
     with pytest.raises(ValueError, match="found none"):
         reports.learning_curves_png([two("x", 0, 1, 1)], tmp_path / "x.png")
+
+
+def test_ticks_of_epochs_are_whole_and_few(study):
+    axes = [c.layout["xaxis"] for c in plots.charts(summarize(study)) if c.section == "Learning curves"]
+    assert len(axes) == 6 and all(axis["title"]["text"] == "epoch" for axis in axes)
+    assert {axis["dtick"] for axis in axes} == {2, 1}  # of 12 epochs; the phases have the page's whole width
+    for width in (*range(1, 50), 99, 500, 1001):
+        step = whole_step(width, 6)
+        assert isinstance(step, int) and width / step <= 6
+        assert step == 1 or width / step > 2  # no more than the next finer step of 1, 2, 5 would allow
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_a_page_speaks_of_a_spread_only_where_there_is_one(two, seeds):
+    runs = [two(name, seed, 0.5 + seed / 10, 1.0) for name in ("single-task", "joint", "x") for seed in range(seeds)]
+    for text in (Tags(page.html(summarize(runs))).text, rendered(runs)):
+        said = " ".join(text.split())
+        assert ("standard deviation" in said) == (seeds > 1)
+        assert ("▲" in said) == (seeds == 3)
+    assert ("takes at least 3 seeds" in Tags(page.html(summarize(runs))).text) == (seeds < 3)
+
+
+def test_data_are_told_in_words(study):
+    assert "Points: seed 7" in Tags(page.html(summarize(study))).text
+    nested = {"class_path": "a.Both", "init_args": {"parts": [{"class_path": "b.One"}], "kinds": {"x": 1, "y": 2.5}}}
+    assert in_words(nested) == "Both: parts (One); kinds (x 1; y 2.5)"
+    assert (
+        in_words({"columns": list("abcdefghij"), "empty": [], "none": None})
+        == "columns a, b, c, d, e, f, g, and 3 more"
+    )
+
+
+def test_what_was_not_trained_has_dashes_for_its_training(two):
+    runs = [two("search", 0, 0.5, 1.0), two("compact", 0, 0.5, 1.0, epochs=0, selected_epoch=0, seconds=0.0)]
+    text = page.html(summarize(runs))
+    row = re.search(r'<table id="runs">.*?>compact<(.*?)</tr>', text, re.DOTALL).group(1)
+    assert re.findall(r"<td>(.*?)</td>", row)[-4:] == ["–"] * 4
+    assert not re.search(r">\s*(?:None|nan)\b", text)
+
+
+def test_the_picture_has_the_colours_of_the_page(study, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(curves, "_draw", lambda axes, found, *_: drawn.update({c.method.name: c.number for c in found}))
+    order = [run for run in study if run.method != "joint"] + [run for run in study if run.method == "joint"]
+    reports.learning_curves_png(order, tmp_path / "curves.png", baseline="single-task")
+    lines = [t for c in plots.charts(summarize(order, "single-task")) if c.key == "curve-0" for t in c.data]
+    assert {n: style(k)[0] for n, k in drawn.items()} == {
+        method.name: next(t["line"]["color"] for t in lines if t["meta"]["method"] == number)
+        for number, method in enumerate(summarize(order, "single-task").methods)
+    }
 
 
 @pytest.fixture
@@ -264,6 +317,13 @@ def test_the_page_answers_to_its_buttons(study, tmp_path, browser):
     shown = "return document.getElementById('curve-0')._fullData.filter((t) => t.visible === true).length"
     assert browser.execute_script(axis) == "epoch"
     assert browser.execute_script(shown) == 12
+    ticks = "return document.getElementById('curve-0')._fullLayout.xaxis.dtick"
+    assert browser.execute_script(ticks) == 2
+    browser.execute_async_script(
+        "const done = arguments[0], zoom = { 'xaxis.range[0]': 2, 'xaxis.range[1]': 5 };"
+        "Plotly.relayout('curve-0', zoom).then(() => setTimeout(done, 50));"
+    )
+    assert browser.execute_script(ticks) == 1
     browser.find_element("css selector", "[data-axis=seconds]").click()
     assert browser.execute_script(axis) == "training seconds"
     assert max(browser.execute_script("return document.getElementById('curve-0')._fullData[0].x")) < 2

@@ -116,3 +116,9 @@ def test_what_may_be_noise_is_in_brackets_and_pale(value, error, reach, text, zm
     assert heat["text"][0][1] == text and heat["zmax"] == pytest.approx(zmax) == -heat["zmin"]
     assert text in pairs.pairs_text(noise)
     assert heat_map("key", "title", "cosine", noise).data[0]["zmax"] == 1
+
+
+def test_the_epochs_of_lines_are_whole(tmp_path):
+    runs = [run(tmp_path, 0, ["a", "b"], lambda i, j, epoch: 0.1)]
+    axes = [c.layout["xaxis"] for c in pair_charts(summarize(runs)) if c.key.startswith("pair-lines")]
+    assert axes and all(axis["dtick"] == 1 for axis in axes)

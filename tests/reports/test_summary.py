@@ -4,17 +4,9 @@ import math
 
 import pytest
 
-from polytask.reports.summary import (
-    ALL_FIGURES,
-    METRICS,
-    TASK_FIRST,
-    Estimate,
-    Figure,
-    compare,
-    delta_m,
-    relative_change,
-    summarize,
-)
+from polytask.reports.delta import ALL_FIGURES, METRICS, TASK_FIRST, delta_m, relative_change
+from polytask.reports.estimate import Estimate, Figure, compare
+from polytask.reports.summary import summarize
 
 A = Figure("a", "accuracy", True)
 A_LOSS = Figure("a", "loss", False)

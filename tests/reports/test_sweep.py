@@ -8,7 +8,8 @@ from rich.console import Console
 
 from polytask import reports
 from polytask.reports import page, plots, tables
-from polytask.reports.summary import CHOSEN, summarize
+from polytask.reports.summary import summarize
+from polytask.reports.sweep import CHOSEN
 
 POINTS = ["joint", "weights 0.5/1.5", "weights 1.5/0.5"]
 

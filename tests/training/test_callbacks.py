@@ -311,6 +311,25 @@ def test_progress_is_silent_where_there_is_no_terminal(capsys: pytest.CaptureFix
     assert capsys.readouterr() == ("", "")
 
 
+def test_progress_tells_epochs_and_the_time_left_in_the_log(caplog: pytest.LogCaptureFixture):
+    """Each epoch takes ten seconds, a line is due after fifteen; two epochs went before and three are to come."""
+    now = [0.0]
+
+    class Slow(pt.Callback):
+        def on_epoch_end(self, run: Any, row: Any) -> None:
+            now[0] += 10
+
+    told = cb.Progress(label="1/2 search: epoch", before=2, after=3, log_interval=15)
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO, "polytask"):
+        patch.setattr("polytask.training.callbacks.progress.time.monotonic", lambda: now[0])
+        trainer(callbacks=[Slow(), told]).fit(data(), epochs=5)
+    lines = [record.getMessage() for record in caplog.records if "search" in record.getMessage()]
+    assert lines == [
+        "1/2 search: epoch 4 of 10, about 1:00 left",
+        "1/2 search: epoch 6 of 10, about 0:40 left",
+    ]
+
+
 @pytest.mark.parametrize("schedule", [pt.schedules.Joint(), ATE(1, 1)], ids=["joint", "ate"])
 def test_progress_shows_epochs_phases_and_figures_on_a_terminal(schedule: Any, monkeypatch: pytest.MonkeyPatch):
     screen = Terminal()

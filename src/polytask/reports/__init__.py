@@ -1,10 +1,10 @@
 """Reports: a comparison as tables, charts and one page that needs no network."""
 
+from polytask.reports.curves import learning_curves_png
 from polytask.reports.front import front_markdown, front_terminal, write_front
 from polytask.reports.grouping import write_grouping
 from polytask.reports.page import write
 from polytask.reports.pairs import pairs_text
-from polytask.reports.plots import learning_curves_png
 from polytask.reports.summary import summarize
 from polytask.reports.tables import markdown, terminal_table
 

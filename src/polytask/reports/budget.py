@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from polytask.reports.summary import Estimate, Figure, Method, Summary
+from polytask.reports.estimate import Estimate, Figure
+from polytask.reports.method import Method
+from polytask.reports.summary import Summary
 from polytask.studies.store import RunRecord
 
 if TYPE_CHECKING:

@@ -9,22 +9,20 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from polytask.reports.chart import Chart
+from polytask.reports.estimate import SEEDS_FOR_A_VERDICT, Estimate, compare
 from polytask.reports.front_charts import front_charts, front_png, section
 from polytask.reports.page import (
     chip,
-    config_of,
-    data_of,
     document,
-    duration,
     facts_list,
     figure,
     legend,
-    plural,
+    prose,
     write_file,
 )
-from polytask.reports.plots import Chart
-from polytask.reports.summary import SEEDS_FOR_A_VERDICT, Estimate, compare
 from polytask.reports.tables import NOTHING, unfinished
+from polytask.reports.words import config_of, data_of, duration, plural
 from polytask.studies.front import Front, text
 from polytask.studies.front_view import KINDS, SPLITS, Point, View
 
@@ -157,13 +155,13 @@ def csv_text(front: Front, views: Sequence[View]) -> str:
 def volume_table(front: Front, views: Sequence[View]) -> Table:
     """One row a sweep: hypervolumes over the comparable seeds, and how many points are non-dominated."""
     heads = [("sweep", "")]
-    heads += [(f"by {view.kind}, {split}", "hypervolume, higher is better") for view in views for split in SPLITS]
+    heads += [(f"by {view.kind}, {split}", "higher is better") for view in views for split in SPLITS]
     heads += [(f"non-dominated by {view.kind}", "on validation") for view in views]
     rows = []
     for sweep in front.sweeps:
         row = [sweep]
         for view in views:
-            row += [_shown(Estimate.of(view.volumes(sweep, split)), 4) for split in SPLITS]
+            row += [Estimate.of(view.volumes(sweep, split)).shown(4) for split in SPLITS]
         for view in views:
             curves = [curve for curve in view.curves if curve.sweep == sweep]
             row.append(_counts([(sum(curve.chosen), len(curve.chosen)) for curve in curves]))
@@ -239,7 +237,7 @@ def vector_table(front: Front, views: Sequence[View]) -> Table:
             row = [sweep, *(f"{value:.4g}" for value in vector.values())]
             for split, axis in axes:
                 values = [value for run in runs if (value := run.record.metrics[split].get(axis.key)) is not None]
-                row.append(_shown(Estimate.of(values), 4))
+                row.append(Estimate.of(values).shown(4))
             row += [f"{sum(found.get(_key(run), False) for run in runs)} of {len(runs)}" for _, found in chosen]
             rows.append(row)
     return Table(heads, rows, 1)
@@ -331,7 +329,7 @@ def _html_table(table: Table, caption: str, key: str, sweeps: Sequence[str]) -> 
 
 
 def _list(lines: Sequence[str]) -> str:
-    return f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>' if lines else ""
+    return f'<ul class="notes">{"".join(f"<li>{prose(line)}</li>" for line in lines)}</ul>' if lines else ""
 
 
 def _failures(front: Front) -> str:
@@ -365,14 +363,6 @@ def _chosen(view: View) -> dict[tuple[Any, ...], bool]:
 
 def _key(point: Point) -> tuple[Any, ...]:
     return point.sweep, point.seed, *point.vector.values()
-
-
-def _shown(estimate: Estimate, digits: int) -> str:
-    if estimate.mean is None:
-        return NOTHING
-    if estimate.spread is None:
-        return f"{estimate.mean:.{digits}g}"
-    return f"{estimate.mean:.{digits}g} ± {estimate.spread:.2g}"
 
 
 def _markdown_table(table: Table) -> str:

@@ -8,7 +8,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polytask.reports.plots import Chart, chart_layout, short, style, tag
+from polytask.reports.chart import Chart, chart_layout, short, tag
+from polytask.reports.colours import GREY, style
 from polytask.studies.front_view import SPLITS, Axis, Curve, View
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _pair(view: View, split: str, pair: tuple[int, int], sweeps: Sequence[str]) 
     x, y = (view.reference[number] for number in pair)
     data.append({
         "type": "scatter", "mode": "markers", "name": "reference point", "x": [short(x)], "y": [short(y)],
-        "marker": {"symbol": "x-thin", "size": 9, "color": "#888888", "line": {"width": 2, "color": "#888888"}},
+        "marker": {"symbol": "x-thin", "size": 9, "color": GREY, "line": {"width": 2, "color": GREY}},
         "hovertemplate": "reference point of the hypervolume<br>%{x}, %{y}<extra></extra>",
     })  # fmt: skip
     layout = chart_layout(
@@ -229,7 +230,7 @@ def front_png(views: Sequence[View], sweeps: Sequence[str], path: str | Path, *,
     handles += [
         Line2D([], [], color="#666666", marker="o", linestyle="", label="non-dominated on validation"),
         Line2D([], [], color="#666666", marker="o", linestyle="", markerfacecolor="none", label="dominated"),
-        Line2D([], [], color="#888888", marker="x", linestyle="", label="reference point"),
+        Line2D([], [], color=GREY, marker="x", linestyle="", label="reference point"),
     ]
     canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     target = Path(path)
@@ -256,7 +257,7 @@ def _draw_pair(axes: Axes, view: View, split: str, pair: tuple[int, int], sweeps
                 x, y, _marker(number), color=colour, markersize=5 if chosen else 4,
                 markerfacecolor=colour if chosen else "none", alpha=1.0 if chosen else 0.6,
             )  # fmt: skip
-    axes.plot(*(view.reference[number] for number in pair), "x", color="#888888")
+    axes.plot(*(view.reference[number] for number in pair), "x", color=GREY)
     axes.set_xlabel(f"{first.objective}: {first.figure} ({first.direction})", fontsize=9)
     axes.set_ylabel(f"{second.objective}: {second.figure} ({second.direction})", fontsize=9)
     axes.set_title(f"by {view.kind}, {split}", fontsize=10)

@@ -38,7 +38,9 @@
   function layoutOf(chart) {
     const layout = themed(chart.layout);
     if (axis === "seconds" && chart.data.some((trace) => trace.meta && trace.meta.seconds)) {
-      layout.xaxis = { ...layout.xaxis, title: { ...layout.xaxis.title, text: "training seconds" } };
+      layout.xaxis = {
+        ...layout.xaxis, title: { ...layout.xaxis.title, text: "training seconds" }, dtick: null, tickmode: "auto",
+      };
     }
     return layout;
   }
@@ -49,6 +51,17 @@
     modeBarButtons: [["toImage", "resetScale2d"]],
   };
   const draw = (key) => Plotly.react(key, dataOf(charts[key]), layoutOf(charts[key]), config);
+
+  // epochs are whole numbers, so their ticks are, however far one zooms in
+  function wholeStep(width) {
+    const power = 10 ** Math.floor(Math.log10(Math.max(width / 6, 1)));
+    return [1, 2, 5, 10].map((step) => step * power).find((step) => width / step <= 6);
+  }
+  function zoomed(key, change) {
+    const [low, high] = [change["xaxis.range[0]"], change["xaxis.range[1]"]];
+    if (axis === "epochs" && low !== undefined) Plotly.relayout(key, { "xaxis.dtick": wholeStep(high - low) });
+    if (change["xaxis.autorange"]) draw(key);
+  }
   const drawAll = () => Promise.all(Object.keys(charts).map(draw));
 
   function press(group, wanted) {
@@ -81,5 +94,10 @@
   }
 
   dark.addEventListener("change", drawAll);
-  drawAll().then(() => { document.documentElement.dataset.drawn = "true"; });
+  drawAll().then(() => {
+    Object.keys(charts).filter((key) => charts[key].layout.xaxis.tick0 === 0).forEach((key) => {
+      document.getElementById(key).on("plotly_relayout", (change) => zoomed(key, change));
+    });
+    document.documentElement.dataset.drawn = "true";
+  });
 })();

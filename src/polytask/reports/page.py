@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from polytask.reports.chart import Chart, page_json
+from polytask.reports.colours import style
+from polytask.reports.method import Method
 from polytask.reports.pairs import INTRODUCTION, SECTION, pair_charts
-from polytask.reports.plots import Chart, charts, page_json, style
-from polytask.reports.summary import CHOSEN, Method, Summary, summarize
+from polytask.reports.plots import charts
+from polytask.reports.summary import Summary, summarize
+from polytask.reports.sweep import CHOSEN
 from polytask.reports.tables import (
     MARKS,
+    NOTHING,
     Cell,
     Column,
     budget_table,
+    can_judge,
     cost_columns,
     csv_text,
     figure_columns,
@@ -27,6 +34,7 @@ from polytask.reports.tables import (
     sweep_table,
     unfinished,
 )
+from polytask.reports.words import config_of, data_of, duration, period, plural
 from polytask.studies.store import RunRecord
 
 # even a mistake in the page cannot reach out: the browser is told to load nothing
@@ -41,6 +49,12 @@ _INTRODUCTIONS = {
     "target (for two classes: purple 1, green 0, the paler the less certain), so a dot that stands out is a "
     "mistake. Of each method, the first seed that has them.",
     SECTION: INTRODUCTION,
+}
+
+_OF_ONE_SEED = {
+    "Results": "One mark a method, of its one run.",
+    "Trade-off": "One mark a method, of its one run.",
+    "Learning curves": "Figures are taken at each epoch's end.",
 }
 
 
@@ -100,7 +114,7 @@ def html(summary: Summary, title: str | None = None, extra: str = "", more: Sequ
         _tables(summary),
         _failures(summary),
         legend(names(summary), drawn),
-        *_sections(drawn, single=len(summary.runs) == 1),
+        *_sections(drawn, several=max((len(method.done) for method in summary.methods), default=0) > 1),
         _notes(summary),
         _settings(summary),
         "</main>",
@@ -164,11 +178,6 @@ def _title(summary: Summary) -> str:
     return f"{len(summary.methods)} methods on {on}"
 
 
-def plural(count: int, noun: str) -> str:
-    """A count and its noun."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def _compared(summary: Summary) -> str:
     """The list of what was compared: tasks, data, seeds, epochs, budget."""
     runs = summary.runs
@@ -183,7 +192,7 @@ def _compared(summary: Summary) -> str:
     state = f"{len(done)} of {len(runs)} finished"
     facts.append(("Runs", state))
     if done:
-        epochs = sorted({run.epochs for run in done})
+        epochs = sorted({run.epochs for run in done if run.epochs}) or [0]  # what was made of another run has none
         early = sum(bool(run.stopped) for run in done)
         span = f"{epochs[0]}" if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}"
         facts.append(("Epochs trained", span + (f" ({early} of {len(done)} runs stopped early)" if early else "")))
@@ -200,6 +209,11 @@ def facts_list(facts: Sequence[tuple[str, str]]) -> str:
     return "".join(f"<div{wide(t)}><dt>{escape(n)}</dt><dd>{escape(t)}</dd></div>" for n, t in facts)
 
 
+def prose(text: str) -> str:
+    """A sentence as HTML, with what stands between backticks as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
 def _roles(summary: Summary) -> str:
     roles = [f"Δm baseline: {summary.baseline}"] if summary.baseline else []
     roles += [f"compared with: {summary.reference}"] if summary.reference else []
@@ -210,35 +224,6 @@ def _task(task: dict[str, Any]) -> str:
     weight = task.get("weight", 1.0)
     suffix = "" if weight == 1.0 else f", weight {weight:g}"
     return f"{task['name']} ({task.get('kind', 'task')}, {task['metric']}{suffix})"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, or minutes, or hours."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def config_of(run: RunRecord) -> str:
-    """The text of a run's configuration, "" if there is none."""
-    path = None if run.folder is None else run.folder / "config.yaml"
-    return path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
-
-
-def data_of(run: RunRecord) -> str:
-    """A run's data set in words, "" if it is unknown."""
-    import yaml
-
-    try:
-        config = yaml.safe_load(config_of(run))
-    except yaml.YAMLError:
-        return ""
-    data = config.get("data") if isinstance(config, dict) else None
-    if isinstance(data, dict) and "class_path" in data:
-        arguments = {k: v for k, v in (data.get("init_args") or {}).items() if v is not None}
-        listed = ", ".join(f"{k}={v}" for k, v in arguments.items())
-        return str(data["class_path"]).rsplit(".", 1)[-1] + (f" ({listed})" if listed else "")
-    return str(data) if isinstance(data, str) else ""
 
 
 def _tables(summary: Summary) -> str:
@@ -257,7 +242,7 @@ def _tables(summary: Summary) -> str:
         if at_budget[0]
         else ""
     )
-    marks = _marks(summary.reference) if summary.reference and several else ""
+    marks = _marks(summary.reference) if summary.reference and several and can_judge(summary) else ""
     points = sweep_table(summary)
     hint = (
         '<p class="hint">Joint training with fixed task weights; validation data choose. The rule is under Notes.</p>'
@@ -279,10 +264,12 @@ def _marks(reference: str) -> str:
 
 
 def _table(caption: str, key: str, rows: Sequence[str], columns: Sequence[Column], summary: Summary) -> str:
-    heads = "".join(f'<th scope="col">{escape(c.heading)}<small>{escape(c.note)}</small></th>' for c in columns)
+    heads = "".join(
+        f'<th scope="col"{_side(c)}>{escape(c.heading)}<small>{escape(c.note)}</small></th>' for c in columns
+    )
     order = {method.name: i for i, method in enumerate(summary.methods)}
     body = "".join(
-        f"<tr>{_row_head(name, order.get(name))}{''.join(_td(column.cells[i]) for column in columns)}</tr>"
+        f"<tr>{_row_head(name, order.get(name))}{''.join(_td(c.cells[i], _side(c)) for c in columns)}</tr>"
         for i, name in enumerate(rows)
     )
     return (
@@ -307,12 +294,16 @@ def chip(number: int) -> str:
     )
 
 
-def _td(cell: Cell) -> str:
+def _side(column: Column) -> str:
+    return ' class="text"' if column.text else ""
+
+
+def _td(cell: Cell, side: str = "") -> str:
     mark = ""
     if cell.verdict:
         mark = f' <span class="{cell.verdict}" role="img" aria-label="{cell.verdict}">{MARKS[cell.verdict]}</span>'
     title = f' title="{escape(cell.reason)}"' if cell.reason else ""
-    return f"<td{title}>{escape(cell.text)}{mark}</td>"
+    return f"<td{side}{title}>{escape(cell.text)}{mark}</td>"
 
 
 def _failures(summary: Summary) -> str:
@@ -340,7 +331,7 @@ def legend(methods: Sequence[str], drawn: Sequence[Chart]) -> str:
     return f'{empty}<div class="legend" role="group" aria-label="Methods in the charts">{label}{buttons}</div>'
 
 
-def _sections(drawn: Sequence[Chart], *, single: bool) -> Iterable[str]:
+def _sections(drawn: Sequence[Chart], *, several: bool) -> Iterable[str]:
     for section in dict.fromkeys(chart.section for chart in drawn):
         key = "h-" + section.lower().replace(" ", "-")
         shown = [chart for chart in drawn if chart.section == section]
@@ -348,16 +339,15 @@ def _sections(drawn: Sequence[Chart], *, single: bool) -> Iterable[str]:
         stripes = "<p class='hint stripes' hidden></p>" if section == "Learning curves" else ""
         yield (
             f'<section aria-labelledby="{key}"><h2 id="{key}">{section}</h2>'
-            f'<p class="hint">{_introduction(section, single)}</p>{stripes}{switch}'
+            f'<p class="hint">{_introduction(section, several)}</p>{stripes}{switch}'
             f'<div class="charts{" small" if section == "Decision regions" else ""}">'
             f"{''.join(map(figure, shown))}</div></section>"
         )
 
 
-def _introduction(section: str, single: bool) -> str:
-    if single and section == "Learning curves":
-        return "Figures are taken at each epoch's end."
-    return _INTRODUCTIONS[section]
+def _introduction(section: str, several: bool) -> str:
+    """What a section shows; `several` tells whether a method has runs of more than one seed."""
+    return _INTRODUCTIONS[section] if several else _OF_ONE_SEED.get(section, _INTRODUCTIONS[section])
 
 
 _SWITCH = (
@@ -383,7 +373,7 @@ def figure(chart: Chart) -> str:
 
 
 def _notes(summary: Summary) -> str:
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes(summary))
+    items = "".join(f"<li>{prose(note)}</li>" for note in notes(summary))
     return f'<section aria-labelledby="h-notes"><h2 id="h-notes">Notes</h2><ul class="notes">{items}</ul></section>'
 
 
@@ -391,10 +381,9 @@ def _settings(summary: Summary) -> str:
     runs = summary.runs
     keys = dict.fromkeys(key for run in runs for key in run.versions)
     facts = [(key, ", ".join(dict.fromkeys(str(r.versions[key]) for r in runs if key in r.versions))) for key in keys]
-    started = sorted(run.started[:16].replace("T", " ") for run in runs if run.started)
+    started = [run.started for run in runs if run.started]
     if started:
-        span = dict.fromkeys((started[0], started[-1]))
-        facts.append(("started (UTC)", " to ".join(span)))
+        facts.append(("started (UTC)", period(started)))
     configs = "".join(_details(method) for method in summary.every)
     return (
         '<section aria-labelledby="h-settings"><h2 id="h-settings">Settings</h2>'
@@ -410,6 +399,13 @@ def _details(method: Method) -> str:
     return f"<details><summary>{escape(label)}</summary><pre tabindex='0'>{escape(config_of(run))}</pre></details>"
 
 
+def _trained(run: RunRecord) -> list[str]:
+    """Epochs, the epoch kept, seconds."""
+    if not run.epochs:  # it was made of another one, or failed at once
+        return [NOTHING] * 3
+    return [str(run.epochs), str(run.selected_epoch), f"{run.seconds:.1f}"]
+
+
 def _every_run(summary: Summary) -> str:
     metrics = [figure.key for figure in summary.metrics]
     heads = ["method", "seed", "state", *metrics, "epochs", "epoch kept", "seconds", "ended"]
@@ -417,10 +413,9 @@ def _every_run(summary: Summary) -> str:
     for method in summary.every:
         for run in method.runs if summary.sweep is None or method.name != CHOSEN else ():
             values = run.metrics.get(summary.split, {})
-            shown = ["–" if values.get(key) is None else f"{values[key]:.5g}" for key in metrics]
+            shown = [NOTHING if values.get(key) is None else f"{values[key]:.5g}" for key in metrics]
             rows.append([
-                method.name, str(run.seed), run.state, *shown, str(run.epochs), str(run.selected_epoch),
-                f"{run.seconds:.1f}", run.stopped or run.error or "–",
+                method.name, str(run.seed), run.state, *shown, *_trained(run), run.stopped or run.error or NOTHING,
             ])  # fmt: skip
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
     body = "".join(

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from polytask.reports.plots import COLOURS, DASHES, Chart, chart_layout, short, tag
-from polytask.reports.summary import Method, Summary
+from polytask.reports.chart import Chart, chart_layout, epoch_axis, short, tag
+from polytask.reports.colours import COLOURS, DASHES, GREY, LEAST_AFFINITY, SIGNED
+from polytask.reports.method import Method
+from polytask.reports.summary import Summary
 from polytask.studies.pairs import Matrix, Mean, Noise, read_noise, values_of
 from polytask.studies.store import read_history
 from polytask.training.history import History
@@ -24,14 +26,10 @@ INTRODUCTION = (
     f"direction, below 0 (orange) is conflict. Means over the epochs that have them, and over seeds. {BRACKETS}"
 )
 
-LEAST = 1e-3
-"""Where nothing is known of the noise, affinities span at least this range of colours, up and down."""
-
 MOST_LINES = 6
 """Pairs whose lines can still be told apart."""
 
-# blue and orange: told apart by all eyes
-_SCALE = [[0.0, "#a34d00"], [0.25, "#f9c58a"], [0.5, "#f7f7f7"], [0.75, "#9ecae1"], [1.0, "#045a8d"]]
+_SCALE = [[place / (len(SIGNED) - 1), colour] for place, colour in enumerate(SIGNED)]
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def _span(noise: Noise) -> float:
     means = [mean for row in noise.values() for mean in row.values()]
     errors = [mean.error for mean in means if mean.known]
     largest = max((abs(mean.value) for mean in means), default=0.0)
-    return max(largest, 8 * median(errors) if errors else LEAST) or LEAST
+    return max(largest, 8 * median(errors) if errors else LEAST_AFFINITY) or LEAST_AFFINITY
 
 
 def _printed(mean: Mean | None, unit: Unit) -> str:
@@ -158,8 +156,8 @@ def _lines(key: str, title: str, kind: str, histories: Sequence[History], method
     ]  # fmt: skip
     label = f"{kind}, {unit.name}" if unit.name else kind
     layout = chart_layout(
-        xaxis={"title": {"text": "epoch"}},
-        yaxis={"title": {"text": label}, "zeroline": True, "zerolinecolor": "#888888"},
+        xaxis=epoch_axis(max(epoch for curve in curves.values() for epoch in curve)),
+        yaxis={"title": {"text": label}, "zeroline": True, "zerolinecolor": GREY},
         showlegend=True, legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
     )  # fmt: skip
     about = f"Lines of the {kind} of every pair of tasks over the epochs."

@@ -136,7 +136,7 @@ def section(table: Table) -> str:
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(text)}</td>" for text in row[1:])}</tr>'
         for row in table.rows
     )
-    hints = "".join(f'<p class="hint">{escape(note)}</p>' for note in table.notes)
+    hints = "".join(f'<p class="hint">{page.prose(note)}</p>' for note in table.notes)
     return (
         f'<section aria-labelledby="h-{table.key}"><h2 id="h-{table.key}">{escape(table.title)}</h2>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}, scrolls sideways">'

@@ -9,9 +9,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from polytask.reports import page
+from polytask.reports.estimate import Estimate
 from polytask.reports.sparse import Table, rich_parts, section
-from polytask.reports.summary import Estimate
 from polytask.reports.tables import NOTHING
+from polytask.reports.words import plural
 from polytask.studies.sparsify import Sparsified
 from polytask.studies.sparsify_seeds import SparsifiedSeeds
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 COSTS = {"parameters": "parameters", "macs": "MACs per example", "bytes": "file, KiB", "latency": "latency, ms"}
 UNITS = {"parameters": 1.0, "macs": 1.0, "bytes": 1 / 1024, "latency": 1000.0}
 
-_SPREAD_NOTE = "Mean ± sample standard deviation over the seeds; one seed has no spread."
+_SPREAD_NOTE = "Mean ± sample standard deviation over the seeds."
+_ONE_SEED = "Of one seed, so how much the figures vary is not known."
 _COST_NOTE = (
     "Before: the sparse network with all its units; the compact one gives the same outputs (the largest difference, "
     "relative to the largest output, is {difference:.2g}). `times less` is the mean of the seeds' own ratios. Latency "
@@ -83,7 +85,13 @@ def _figures(studies: Sequence[Sparsified]) -> Table:
         for place, stage in enumerate(stages)
     ]  # fmt: skip
     head = ["", *(heading for part in parts for heading in metrics[part])]
-    return Table("stages", f"Stages, {page.plural(len(studies), 'seed')}", head, rows, [_SPREAD_NOTE])
+    return Table(
+        "stages",
+        f"Stages, {plural(len(studies), 'seed')}",
+        head,
+        rows,
+        [_SPREAD_NOTE if len(studies) > 1 else _ONE_SEED],
+    )
 
 
 def _metrics(study: Sparsified, part: str) -> dict[str, Callable[[dict[str, float]], float]]:
@@ -105,7 +113,7 @@ def _costs(studies: Sequence[Sparsified]) -> Table:
         ("rows / distinct rows", _over(reports, lambda r: r["rates"]["compression"], "{:.2f}"), NOTHING, NOTHING),
     ]
     for key, heading in COSTS.items():
-        digits = {"bytes": "{:,.1f}", "latency": "{:.3g}"}.get(key, "{:,.0f}")
+        digits = {"bytes": "{:,.1f}", "latency": ""}.get(key, "{:,.0f}")
         before, after = (
             _over(reports, lambda r, key=key, side=side: r[side][key] * UNITS[key], digits)
             for side in ("before", "after")
@@ -189,5 +197,7 @@ def _over(reports: Sequence[dict[str, Any]], read: Callable[[dict[str, Any]], fl
 def _text(estimate: Estimate, form: str) -> str:
     if estimate.mean is None:
         return NOTHING
+    if not form:
+        return estimate.shown(3)
     mean = form.format(estimate.mean)
     return mean if estimate.spread is None else f"{mean} ± {form.format(estimate.spread)}"

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from polytask.reports.budget import equal_budgets
-from polytask.reports.summary import CHOSEN, SEEDS_FOR_A_VERDICT, Estimate, Figure, Method, Summary, summarize
+from polytask.reports.estimate import SEEDS_FOR_A_VERDICT, Estimate, Figure
+from polytask.reports.method import Method
+from polytask.reports.summary import Summary, summarize
+from polytask.reports.sweep import CHOSEN
 from polytask.studies.store import RunRecord
 
 if TYPE_CHECKING:
@@ -34,11 +37,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading, a second line such as its direction, and one cell per row."""
+    """A column of a table.
+
+    Attributes:
+        heading: its heading.
+        note: a second line, such as its direction.
+        cells: one per row.
+        text: whether the cells are words, which start at the left, rather than numbers.
+    """
 
     heading: str
     note: str
     cells: list[Cell]
+    text: bool = False
 
 
 def terminal_table(
@@ -157,7 +168,7 @@ def phase_table(summary: Summary) -> tuple[list[str], list[Column]]:
     """The rows' names and the columns of the third table: what each phase of each method costs."""
     rows = [(method.name, phase, cost) for method in summary.methods for phase, cost in method.phases.items()]
     columns = [
-        Column("phase", "", [Cell(phase) for _, phase, _ in rows]),
+        Column("phase", "", [Cell(phase) for _, phase, _ in rows], text=True),
         Column("seconds per epoch", "median", [_seconds(cost.seconds) for _, _, cost in rows]),
         Column("MACs", "per training example", [_count(cost.macs) for _, _, cost in rows]),
         Column("step memory", "peak", [_bytes(cost.memory) for _, _, cost in rows]),
@@ -182,11 +193,7 @@ def budget_table(summary: Summary) -> tuple[list[str], list[Column]]:
 
 def notes(summary: Summary) -> list[str]:
     """How the figures were made, one sentence or two each."""
-    seeds = f"{len(summary.seeds)} seed" + ("s" if len(summary.seeds) > 1 else "")
-    lines = [
-        f"Figures are of the {summary.split} data: mean ± sample standard deviation over a method's finished "
-        f"seeds (at most {seeds} here); a single seed has no spread.",
-    ]
+    lines = [f"Figures are of the {summary.split} data: {_spread_note(summary)}"]
     if summary.split == "test":
         lines.append("Validation data alone selects which epoch's weights are kept; test data only reports.")
     else:
@@ -226,15 +233,32 @@ def unfinished(run: RunRecord) -> str:
     return f"{what}: {run.error}" if run.error else what
 
 
+def _spread_note(summary: Summary) -> str:
+    if len(summary.seeds) == 1:
+        several = "each method has one run" if len(summary.methods) > 1 else "there is one run"
+        return f"{several}, of seed {summary.seeds[0]}, so how much they vary is not known."
+    return (
+        f"mean ± sample standard deviation over a method's finished seeds (at most {len(summary.seeds)} here); a "
+        "single seed has no spread."
+    )
+
+
 def _verdict_notes(summary: Summary) -> list[str]:
     if summary.reference is None:
         return ["No method is called better or worse on a task: there is no method named joint to compare with."]
+    if not can_judge(summary):
+        return [f"No method is called better or worse: that takes at least {SEEDS_FOR_A_VERDICT} seeds."]
     return [
         f"▲ (better) and ▼ (worse) compare a task's metric with {summary.reference}, and Δm with 0. They appear only "
         f"with at least {SEEDS_FOR_A_VERDICT} seeds, and where the difference of the means exceeds √(s² + s′²), s and "
         "s′ being the two standard deviations (for Δm: where |Δm| exceeds its own). No mark means no difference "
         "beyond the seeds' spread. This describes these runs; it is not a test of significance.",
     ]
+
+
+def can_judge(summary: Summary) -> bool:
+    """Whether there are seeds enough to call a method better or worse than the reference method."""
+    return summary.reference is not None and len(summary.seeds) >= SEEDS_FOR_A_VERDICT
 
 
 def _sweep_notes(summary: Summary) -> list[str]:
@@ -252,14 +276,20 @@ def _sweep_notes(summary: Summary) -> list[str]:
     ]
 
 
+_DELTA_ONE = "It is refused where a baseline's |S| is near 0."
+_DELTA_SEEDS = (
+    "It is taken seed by seed where method and baseline share at least two seeds, so its spread holds the baseline's; "
+    "otherwise between means, with both spreads carried through. It is refused where a baseline's |S| is near 0 or not "
+    "above its own spread."
+)
+
+
 def _delta_notes(summary: Summary) -> list[str]:
     if summary.baseline is None:
         return ["Δm is not given: it needs a single-task baseline among the methods."]
     lines = [
         "Δm = (100/n) Σ ± (M − S)/|S|, with − where higher is better: the mean relative change against "
-        f"{summary.baseline}, in percent; lower is better. It is taken seed by seed where method and baseline share "
-        "at least two seeds, so its spread holds the baseline's; otherwise between means, with both spreads carried "
-        "through. It is refused where a baseline's |S| is near 0 or not above its own spread.",
+        f"{summary.baseline}, in percent; lower is better. {_DELTA_ONE if len(summary.seeds) == 1 else _DELTA_SEEDS}",
     ]
     lines += [f"{delta.label}: {delta.meaning}." for delta in summary.deltas]
     for delta in summary.deltas:
@@ -320,7 +350,10 @@ def decimals(estimates: Iterable[Estimate]) -> int:
 def _seconds(estimate: Estimate) -> Cell:
     if estimate.mean is None:
         return Cell(NOTHING, reason=estimate.reason)
-    digits = 0 if estimate.mean >= 100 else 2 if estimate.mean >= 1 else 4
+    # two figures of the spread, where there is one
+    of = estimate.spread or estimate.mean
+    lead = math.floor(math.log10(of)) if of > 0 else 0
+    digits = min(max((1 if estimate.spread else 2) - lead, 0), 6)
     return Cell(_text(estimate, lambda v: f"{v:.{digits}f}"))
 
 
@@ -349,7 +382,7 @@ def _markdown_text(text: str) -> str:
 
 def _markdown_table(corner: str, rows: Sequence[str], columns: Sequence[Column]) -> str:
     headings = [corner, *(f"{c.heading} ({c.note})" if c.note else c.heading for c in columns)]
-    lines = [headings, ["---"] + ["---:"] * len(columns)]
+    lines = [headings, ["---", *("---" if c.text else "---:" for c in columns)]]
     body = [[name, *(column.cells[i].marked for column in columns)] for i, name in enumerate(rows)]
     text = [lines[0], *body]
     escaped = [[_markdown_text(cell) for cell in row] for row in text]
@@ -403,13 +436,14 @@ class _Terminal:
 
 
 def _terminal_note(summary: Summary) -> str:
-    base = f"{summary.split} data, mean ± standard deviation over seeds"
+    spread = "mean ± standard deviation over seeds" if len(summary.seeds) > 1 else f"seed {summary.seeds[0]} alone"
+    base = f"{summary.split} data, {spread}"
     if summary.sweep is not None:
         chosen = summary.sweep.chosen or "not yet"
         base += f"; {CHOSEN} on validation data: {chosen}, all {len(summary.sweep.points)} are in the report"
     if len(summary.methods) > 1 and summary.baseline is None:
         base += "; Δm needs a single-task baseline, found none"
-    if len(summary.methods) < 2 or summary.reference is None:
+    if len(summary.methods) < 2 or not can_judge(summary):
         return f"{base}."
     return (
         f"{base}. ▲ better, ▼ worse than {summary.reference} (Δm: than the baseline) by more than the seeds' spread. "
@@ -447,7 +481,8 @@ def _rich_table(rows: Sequence[str], columns: Sequence[Column], lead: int) -> Re
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", max_width=lead, overflow="fold", vertical="bottom")
     for column in columns:
-        table.add_column(Text("\n".join(_heading(column))), justify="right", vertical="bottom")
+        side = "left" if column.text else "right"
+        table.add_column(Text("\n".join(_heading(column))), justify=side, vertical="bottom")
     styles = {"better": "green", "worse": "red", "": ""}
     for i, name in enumerate(rows):
         cells = [column.cells[i] for column in columns]

@@ -297,7 +297,8 @@ def _progress_of(job: Job) -> tuple[float, str]:
     if found[-1].state == "failed" or (found[-1].state == "done" and len(found) == len(job.stages)):
         return 1.0, ""
     epochs, done = job.config["epochs"], sum(record.epochs for record in found)
-    return done / epochs, f"{job.method} seed {job.config['seed']}: {done}/{epochs}"
+    stage = f" {len(found)}/{len(job.stages)} {job.stages[len(found) - 1]}" if len(job.stages) > 1 else ""
+    return done / epochs, f"{job.method} seed {job.config['seed']}{stage}: epoch {done}/{epochs}"
 
 
 def describe(record: RunRecord) -> str:

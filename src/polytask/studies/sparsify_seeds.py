@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from polytask.studies.run_folder import check_same
 from polytask.studies.sparsify import RECORD, SEEDS, SEEDS_KEY, Sparsified, plan, prepare, read_sparsified, sparsify
 from polytask.studies.stages import Stages
 from polytask.studies.store import RunRecord, probe, write_text
+
+logger = logging.getLogger("polytask")
 
 FORMAT = 1
 TRAINED = ("search", "retrain")
@@ -172,6 +175,7 @@ def _check(todo: Sequence[Job], folder: Path, overwrite: bool) -> None:
 
 def _carry_out(job: Job, overwrite: bool) -> RunRecord:
     """One seed's study; its record tells the compact network's figures and what all stages took."""
+    logger.info("seed %d, in %s", job.config["seed"], job.folder)
     study = sparsify(job.config, folder=job.folder, overwrite=overwrite, progress=False, wait=ORPHAN_SECONDS)
     trained = study.records[: len(TRAINED)]
     return replace(

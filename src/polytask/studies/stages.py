@@ -32,7 +32,7 @@ from polytask.studies.run import cost_of_training, run
 from polytask.studies.run_folder import LAYOUT, finished, write_fitted
 from polytask.studies.store import RunRecord, read_history, read_record, write_record, write_text
 from polytask.studies.trained_runs import export_run
-from polytask.training.callbacks.progress import Progress
+from polytask.training.callbacks.progress import Progress, in_hours
 from polytask.training.run import Run
 from polytask.training.trainer import Trainer
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 STAGES = ("search", "share", "retrain", "compact", "export")
 SHARING = "sharing.json"
 REPORT = "compaction.json"
+LOG_SECONDS = 30.0
+"""Between two lines of the log while a stage trains, where there is no terminal."""
 FILES = (SHARING, REPORT, *(f"model{suffix}{part}" for suffix in SUFFIX.values() for part in ("", ".json")))
 """What stages leave beside the files of a run."""
 
@@ -94,9 +96,16 @@ class Stages:
     def ahead(self, stage: str) -> str:
         """A stage, what it takes and what comes after it, for the log."""
         epochs = {"search": self.plan.search["epochs"], "retrain": self.plan.retrain["epochs"]}
-        texts = [f"{name} ({epochs[name]} epochs)" if name in epochs else name for name in self.names]
+        texts = [f"{name} ({self._takes(name, epochs[name])})" if name in epochs else name for name in self.names]
         own, *later = texts[self.names.index(stage) :]
         return own + (f"; then {', '.join(later)}" if later else "")
+
+    def _takes(self, stage: str, epochs: int) -> str:
+        """The epochs of a stage, and the time they are likely to take once the search has told that of its own."""
+        if stage == "search" or not self.done("search"):
+            return f"{epochs} epochs"
+        record = read_record(self.folder / "search")
+        return f"{epochs} epochs, about {in_hours(epochs * record.seconds / max(record.epochs, 1))}"
 
     # Search
 
@@ -117,7 +126,8 @@ class Stages:
         label = f"{self.names.index(stage) + 1}/{len(self.names)} {stage}: epoch"
         record = run(
             config, self.folder / stage, method=stage, make=make,
-            progress=Progress(label=label, before=before, after=after) if self.progress else False,
+            progress=Progress(label=label, before=before, after=after, log_interval=LOG_SECONDS)
+            if self.progress else False,
         )  # fmt: skip
         if record.state == "failed":
             raise ValueError(f"the stage `{stage}` must come to an end, found: {record.error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -12,31 +13,44 @@ from polytask.callback import Callback, UpdateInfo
 if TYPE_CHECKING:
     from polytask.training.run import Run
 
+logger = logging.getLogger("polytask")
+
 
 @final
 class Progress(Callback):
     """A line on the terminal: epoch, phase, step, per-task losses and metrics, time left.
 
-    Silent where standard error is not a terminal.
+    Where standard error is not a terminal it is silent, or tells the epochs and the time left as lines of the log.
 
     Args:
         interval: seconds between refreshes.
         label: what stands before the count of epochs.
         before: epochs of earlier fits that belong to the same work; the count and the time left are of the whole.
         after: epochs of later ones.
+        log_interval: seconds between the lines of the log, which end epochs; None for no lines.
     """
 
     observes_only = True
 
-    def __init__(self, interval: float = 0.1, label: str = "epoch", before: int = 0, after: int = 0) -> None:
+    def __init__(
+        self,
+        interval: float = 0.1,
+        label: str = "epoch",
+        before: int = 0,
+        after: int = 0,
+        log_interval: float | None = None,
+    ) -> None:
         self.interval = interval
         self.label = label
         self.before = before
         self.after = after
+        self.log_interval = log_interval
         self._live: Any = None
 
     def on_fit_start(self, run: Run) -> None:
         self._live = None
+        self._started = self._told = time.monotonic()
+        self._first = run.epoch
         if not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -72,6 +86,7 @@ class Progress(Callback):
 
     def on_epoch_end(self, run: Run, row: Mapping[str, Any]) -> None:
         if self._live is None:
+            self._tell(run)
             return
         part = "validation" if run.validation is not None else "train"
         self._figures = "  ".join(
@@ -82,6 +97,15 @@ class Progress(Callback):
         if (now := time.monotonic()) - self._shown >= self.interval or run.epoch + 1 == run.epochs:
             self._shown = now
             self._draw(run.epoch + 1, f"{run.phase} {self._figures}")
+
+    def _tell(self, run: Run) -> None:
+        now = time.monotonic()
+        if self.log_interval is None or now - self._told < self.log_interval:
+            return
+        self._told = now
+        done, total = run.epoch + 1, self.before + run.epochs + self.after
+        left = (now - self._started) / (done - self._first) * (total - self.before - done)
+        logger.info("%s %d of %d, about %s left", self.label, self.before + done, total, in_hours(left))
 
     def _draw(self, completed: float, description: str) -> None:
         self._live.update(self._bar, completed=self.before + completed, description=description, refresh=True)
@@ -96,3 +120,14 @@ class Progress(Callback):
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+
+def in_hours(seconds: float) -> str:
+    """A time as hours, minutes and seconds.
+
+    >>> in_hours(75), in_hours(7322.4)
+    ('1:15', '2:02:02')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
