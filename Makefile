@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/polytask compare examples/digits.yaml --out runs/digits
 
 test: .venv/dev lint
-	$(BIN)/python -m pytest -n 2 -rs --doctest-modules src tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -rs --doctest-modules src tests
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -19,9 +19,9 @@ lint: .venv/dev
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
-# everything that takes longer than half a minute
+# what takes longer than half a minute, and the combinations of which `make test` runs a part
 slow: .venv/dev
-	$(BIN)/python -m pytest -n 2 -m slow -rA --durations=10 tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow -rA --durations=10 tests
 
 # side-by-side timings; appends to benchmarks/RESULTS.md
 bench: .venv/dev

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tests.parameters import covering
 
 import polytask
 from polytask.cli import COMMANDS, main
@@ -382,15 +383,15 @@ def users_modules(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("given", ["in the file", "as an option"])
-@pytest.mark.parametrize("command", ["train", "compare"])
-@pytest.mark.parametrize(("path", "message"), BROKEN.items(), ids=BROKEN)
-def test_what_a_users_class_raises_is_told_in_one_line(path, message, command, given, users_modules, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("path", "command", "given"), covering(BROKEN, ["train", "compare"], ["in the file", "as an option"])
+)
+def test_what_a_users_class_raises_is_told_in_one_line(path, command, given, users_modules, tmp_path, capsys):
     config = TRAIN | ({"data": {"class_path": path}} if given == "in the file" else {})
     config |= {"methods": {"joint": None}} if command == "compare" else {}
     words = [] if given == "in the file" else ["--data", path]
     line = refused(capsys, command, written(tmp_path / "u.yaml", config), "--out", tmp_path / "x", *words)
-    assert message in line and "there is no class" not in line
+    assert BROKEN[path] in line and "there is no class" not in line
     assert not (tmp_path / "x").exists()
 
 

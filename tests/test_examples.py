@@ -52,9 +52,9 @@ def test_distributed_loop():
     assert last == pytest.approx(_example("distributed_loop").train()[-1], abs=1e-3)
 
 
-# Lightning calls a part of torch that torch has deprecated, and advises on workers that so small a set needs not
+# Lightning, in its newest version too, calls a part of torch that torch has deprecated, and advises every DataLoader
+# without workers, which so small a set needs not
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:.*does not have many workers")
-@pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_lightning_module(tmp_path: Path):
     pytest.importorskip("pytorch_lightning")
     seen = _example("lightning_module").train(3, default_root_dir=tmp_path)

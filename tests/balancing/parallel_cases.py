@@ -33,7 +33,7 @@ from polytask.training.optimizers import OptimizerOptions, Optimizers
 from polytask.training.step import Step
 
 RANKS = 2
-STEPS = 10
+STEPS = 8
 Result = dict[str, Any]
 
 

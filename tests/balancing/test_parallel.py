@@ -12,12 +12,17 @@ import pytest
 import torch
 from tests.balancing.parallel_cases import CASES, RANKS, SHARDED, WRONG, run
 from tests.helpers import same
+from tests.processes import made_once
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found, {case: result}."""
-    folder = tmp_path_factory.mktemp("ranks")
+    folder = made_once(tmp_path_factory, "balancing-ranks", _run_both)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+def _run_both(folder: Path) -> None:
     command = [sys.executable, "-m", "tests.balancing.parallel_cases"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     processes = [
@@ -29,7 +34,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     finally:
         for process in processes:
             process.kill()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -294,13 +294,20 @@ def test_tied_heads_and_a_module_without_boundary(entry: Entry):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def compiled() -> Net:
+    """One for all balancers: to compile takes longer than all else, and torch stops compiling after some networks."""
+    net = Net(TRUNKS["plain"])
+    net.trunk.compile(backend="aot_eager")
+    return net
+
+
 @every_balancer_in_its_modes
-def test_a_compiled_trunk_gives_the_same(entry: Entry, mode: str):
+def test_a_compiled_trunk_gives_the_same(entry: Entry, mode: str, compiled: Net):
     found = []
-    for compiled in (False, True):
-        net, balancer = Net(TRUNKS["plain"]), built(entry)
-        if compiled:
-            net.trunk.compile(backend="aot_eager")
+    for net in (Net(TRUNKS["plain"]), compiled):
+        balancer = built(entry)
+        net.zero_grad()
         losses, features = net.losses(inputs())
         pt.balance(losses, shared=net.trunk, balancer=balancer, gradients=mode, features=features)
         found.append(flat(net.parameters()))

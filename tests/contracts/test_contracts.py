@@ -11,6 +11,7 @@ import torch
 import torchjd.aggregation
 from tests.helpers import FEATURED, SaveAll, Witness, adam, data, network, same, tasks, trainer, weights
 from tests.inputs import HARD
+from tests.parameters import in_turn
 
 import polytask as pt
 from polytask.balancing import Aggregator, Evidence, Scalarizer
@@ -52,17 +53,16 @@ SCHEDULES = _exported(pt.schedules, Schedule)
 CALLBACKS = _exported(pt.callbacks, pt.Callback)
 
 
+def _sort(kind: type) -> Any:
+    """What decides how the engine serves a balancer."""
+    return issubclass(kind, Aggregator), issubclass(kind, JacobianAggregator), kind.needs
+
+
 def _pairs() -> list[Any]:
-    """Every balancer with every schedule; of those that only choose tasks a part in which all meet, the rest slow."""
+    """Every balancer with a schedule that alternates or not, and with one that chooses tasks; the rest are slow."""
     choosing = [kind for kind in SCHEDULES.values() if issubclass(kind, pt.schedules.TaskSchedule)]
-    return [
-        pytest.param(
-            kind, schedule, marks=pytest.mark.slow if schedule in choosing and schedule is not choosing[turn] else ()
-        )
-        for number, kind in enumerate(BALANCERS.values())
-        for turn in [number % len(choosing)]
-        for schedule in SCHEDULES.values()
-    ]
+    plain = [kind for kind in SCHEDULES.values() if kind not in choosing]
+    return [*in_turn(BALANCERS.values(), plain, _sort), *in_turn(BALANCERS.values(), choosing)]
 
 
 def test_the_packages_hold_what_their_names_say():
@@ -113,8 +113,7 @@ def test_balancers_train_under_every_schedule_and_are_deterministic(kind: type, 
     assert all(torch.isfinite(value).all() for value in results[0].values())
 
 
-@pytest.mark.parametrize("form", FEATURED)
-@pytest.mark.parametrize("kind", BALANCERS.values())
+@pytest.mark.parametrize(("kind", "form"), in_turn(BALANCERS.values(), FEATURED, _sort))
 def test_balancers_train_networks_whose_heads_do_more(kind: type, form: str):
     """Heads that read the inputs, and features that are several tensors; updates of both blocks in every epoch."""
     witness = Witness()

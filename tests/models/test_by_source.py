@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from tests.data.two_sources import both, network, part, tasks, trainer
 from tests.helpers import block_state, same
+from tests.parameters import covering
 from torch import nn
 
 import polytask as pt
@@ -98,12 +98,14 @@ class AbsentUntouched(pt.Callback):
         self.before = now
 
 
-CASES = [*itertools.product([HardSharing], BALANCERS, SCHEDULES), (SingleTask, "sum", pt.schedules.Joint())]
+CASES = [
+    *covering([HardSharing], BALANCERS, SCHEDULES, OPTIMIZERS),
+    *covering([SingleTask], ["sum"], [pt.schedules.Joint()], OPTIMIZERS),
+]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize(("form", "balancer", "schedule"), CASES)
-def test_what_is_absent_from_a_step_is_untouched(form: type, balancer: str, optimizer: str, schedule: Any):
+@pytest.mark.parametrize(("form", "balancer", "schedule", "optimizer"), CASES)
+def test_what_is_absent_from_a_step_is_untouched(form: type, balancer: str, schedule: Any, optimizer: str):
     """Parameters, optimizer state, batch statistics: to the bit."""
     watch = AbsentUntouched()
     run = trainer(

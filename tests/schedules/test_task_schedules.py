@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.helpers import Interrupter, SaveAll, Witness, adam, data, network, same, sgd, trainer, weights
+from tests.parameters import covering
 from torch import nn
 
 import polytask as pt
@@ -293,13 +294,14 @@ CHOOSERS: dict[str, Callable[[Schedule | None], Schedule]] = {
 INNER: dict[str, Schedule | None] = {"joint": None, "sat": AlternateBatches(), "ate": AlternateEpochs(1, 1)}
 
 
-@pytest.mark.parametrize("optimizer", [adam(), sgd(momentum=0.9, weight_decay=0.01)], ids=["adam", "momentum"])
-@pytest.mark.parametrize("inner", INNER)
-@pytest.mark.parametrize("kind", CHOOSERS)
-def test_a_task_that_is_not_chosen_keeps_every_bit(kind: str, inner: str, optimizer: Any):
+OPTIMIZERS = {"adam": adam(), "momentum": sgd(momentum=0.9, weight_decay=0.01)}
+
+
+@pytest.mark.parametrize(("kind", "inner", "optimizer"), covering(CHOOSERS, INNER, OPTIMIZERS))
+def test_a_task_that_is_not_chosen_keeps_every_bit(kind: str, inner: str, optimizer: str):
     witness = Witness()
     run = trainer(
-        network("norm+dropout", "abc"), "abc", optimizer=optimizer, schedule=CHOOSERS[kind](INNER[inner]),
+        network("norm+dropout", "abc"), "abc", optimizer=OPTIMIZERS[optimizer], schedule=CHOOSERS[kind](INNER[inner]),
         callbacks=[witness],
     )  # fmt: skip
     history = run.fit(data(24, "abc"), data(10, "abc", seed=1), epochs=6)

@@ -37,7 +37,11 @@ def config():
 
 @pytest.fixture
 def study(config):
-    """A comparison of two methods with two seeds."""
+    return comparison(config)
+
+
+def comparison(config):
+    """Of two methods with two seeds."""
     schedule = {"class_path": "AlternateEpochs", "init_args": {"shared": 1, "specific": 1}}
     methods = {
         "single-task": {"model": {"class_path": "SingleTask"}},

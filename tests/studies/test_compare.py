@@ -1,3 +1,4 @@
+import copy
 import gc
 import importlib
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.studies.conftest import comparison
 
 import polytask as pt
 from polytask.studies import executors, read_comparison, spec
@@ -18,8 +20,8 @@ from polytask.studies.compare import plan
 from polytask.studies.executors import Job, StudyInterrupted, describe
 
 
-def figures(comparison):
-    return [(r.method, r.seed, r.state, r.metrics) for r in comparison.records]
+def figures(found):
+    return [(r.method, r.seed, r.state, r.metrics) for r in found.records]
 
 
 @pytest.fixture
@@ -200,12 +202,24 @@ def test_the_distilled_examples_are_taught_by_the_single_task_runs_of_their_own_
     assert all(config["epochs"] == teachers.methods["single-task"]["epochs"] for config in made.methods.values())
 
 
+@pytest.fixture(scope="module")
+def long(train):
+    """A comparison whose runs last until they leave checkpoints."""
+    config = comparison(copy.deepcopy(train)) | {"epochs": 60}
+    config["trainer"]["batch_size"] = 8
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(long, tmp_path_factory):
+    """Never stopped."""
+    return pt.compare(long, folder=tmp_path_factory.mktemp("whole"), jobs=2, progress=False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_comparison_goes_on_to_the_same_end(study, tmp_path, number):
-    study["epochs"] = 60
-    study["trainer"]["batch_size"] = 8
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+def test_a_stopped_comparison_goes_on_to_the_same_end(long, whole, tmp_path, number):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(long, sort_keys=False))
     words = [sys.executable, "-m", "polytask.cli", "compare", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "a")]
     with subprocess.Popen([*words, "--jobs", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while len(list(tmp_path.glob("a/*/*/last.ckpt"))) < 2 and process.poll() is None:
@@ -214,8 +228,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_end(study, tmp_path, number):
         error = process.communicate()[1].decode()
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number and error.endswith("the same command goes on from there\n")
-    resumed = pt.compare(study, folder=tmp_path / "a", jobs=2, progress=False)
-    whole = pt.compare(study, folder=tmp_path / "b", jobs=2, progress=False)
+    resumed = pt.compare(long, folder=tmp_path / "a", jobs=2, progress=False)
     assert not resumed.failed, resumed.failed[0].error
     assert figures(resumed) == figures(whole)
 

@@ -26,7 +26,7 @@ def of_front(start):
     return config | {"epochs": 1, "start": str(start), "front": {"vectors": VECTORS}}
 
 
-@pytest.mark.parametrize("stage", ["search", "retrain"])
+@pytest.mark.parametrize("stage", ["search", pytest.param("retrain", marks=pytest.mark.slow)])
 def test_dead_rows_stay_dead_to_the_bit_for_every_vector(sparse, tmp_path, stage):
     start = weights(sparse.folder / stage)
     found = pt.front(of_front(sparse.folder / stage), folder=tmp_path / "front", jobs=1, progress=False)

@@ -205,6 +205,7 @@ def test_interrupted_training_goes_on_to_the_same_bits(study, tmp_path, monkeypa
     assert same(study.folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_kill_inside_the_search_changes_nothing(study, tmp_path):
     code = (
         "import json, sys, torch; torch.set_num_threads(1); import polytask as pt\n"

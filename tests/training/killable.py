@@ -1,6 +1,5 @@
 """A run that may be killed at any moment and started again; used by test_kills.py."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -31,7 +30,3 @@ def main(folder: Path) -> None:
         epochs=120, resume=last if last.exists() else None,
     )  # fmt: skip
     trainer.save(folder / "done")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

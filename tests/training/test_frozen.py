@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers import FEATURED, Witness, adam, data, network, same, sgd, trainer, weights
+from tests.parameters import covering, in_turn
 from torch import nn
 
 import polytask as pt
@@ -26,11 +27,12 @@ SCHEDULES = {
 }
 
 
-@pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("two", [False, True], ids=["one optimizer", "two optimizers"])
-@pytest.mark.parametrize("form", ["hard", "partitioned", "partitioned by shared only"])
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "form", "two", "cached"),
+    covering(
+        OPTIMIZERS, SCHEDULES, ["hard", "partitioned", "partitioned by shared only"], [False, True], [True, False]
+    ),
+)
 def test_frozen_blocks_keep_every_bit(optimizer: str, schedule: str, form: str, two: bool, cached: bool):
     witness = Witness()
     factory = OPTIMIZERS[optimizer]
@@ -43,9 +45,7 @@ def test_frozen_blocks_keep_every_bit(optimizer: str, schedule: str, form: str, 
     assert witness.live_seen >= 12
 
 
-@pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("form", FEATURED)
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(("schedule", "form", "cached"), covering(SCHEDULES, FEATURED, [True, False]))
 def test_frozen_blocks_of_networks_whose_heads_do_more_keep_every_bit(schedule: str, form: str, cached: bool):
     """Monitors and attention rest with their heads; alpha too, which belongs to no layer."""
     witness = Witness()
@@ -58,9 +58,10 @@ def test_frozen_blocks_of_networks_whose_heads_do_more_keep_every_bit(schedule: 
     assert witness.live_seen >= 12
 
 
-@pytest.mark.parametrize("form", ["hard", "partitioned", "single", "soft", *FEATURED])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_absent_tasks_keep_every_bit(optimizer: str, form: str):
+@pytest.mark.parametrize(
+    ("form", "optimizer"), in_turn(["hard", "partitioned", "single", "soft", *FEATURED], list(OPTIMIZERS))
+)
+def test_absent_tasks_keep_every_bit(form: str, optimizer: str):
     x, y = data(24, "abc")
     y["a"][:8] = torch.nan  # batch 1 lacks a, batch 2 lacks b, batch 3 lacks c
     y["b"][8:16] = -100

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tests.helpers import NAN, Interrupter, SaveAll, adam, data, loader, network, same, sgd, tasks, trainer, weights
+from tests.parameters import covering
 from torch import Tensor, nn
 
 import polytask as pt
@@ -82,9 +83,7 @@ def _means(history: pt.History, epoch: int, kind: str, names: str) -> dict[str, 
     return found
 
 
-@pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.parametrize("kind", ["plain", "norm+dropout"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("every", "kind", "accumulate"), covering([1, 2], ["plain", "norm+dropout"], [1, 2]))
 def test_figures_are_those_of_copies_moved_by_hand(every: int, kind: str, accumulate: int):
     hand = ByHand()
     made = trainer(
@@ -144,14 +143,17 @@ def _state(options: str, schedule: str, source: str, form: str, callbacks: list[
     }
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_training_does_not_change_by_a_bit(options: str, schedule: str):
-    for source, form in (("arrays", "hard"), ("loader", "hard"), ("arrays", "partitioned")):
-        if schedule == "ate" and (source, form) != ("arrays", "hard"):
-            continue  # nothing to cache there
-        looks: list[pt.Callback] = [GradientCosines(2), Affinity(1)]
-        assert same(_state(options, schedule, source, form, looks), _state(options, schedule, source, form, []))
+SERVED = (("arrays", "hard"), ("loader", "hard"), ("arrays", "partitioned"))
+WITHOUT_CACHE = [name for name in SCHEDULES if name != "ate"]
+
+
+@pytest.mark.parametrize(
+    ("options", "schedule", "served"),
+    [*covering(OPTIONS, WITHOUT_CACHE, SERVED), *covering(OPTIONS, ["ate"], [("arrays", "hard")])],
+)
+def test_training_does_not_change_by_a_bit(options: str, schedule: str, served: tuple[str, str]):
+    looks: list[pt.Callback] = [GradientCosines(2), Affinity(1)]
+    assert same(_state(options, schedule, *served, looks), _state(options, schedule, *served, []))
 
 
 def test_a_look_leaves_gradients_and_random_states_alone():

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from filelock import FileLock  # torch needs it too
 from tests.helpers import Rows, data, same, trainer
+from tests.processes import made_once
 from tests.training import parallel
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
@@ -34,20 +34,12 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS), "OMP_NUM_THREA
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all workers of pytest-xdist, so that the processes are started once."""
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    (shared / "ranks").mkdir(exist_ok=True)
-    return shared / "ranks"
+    return made_once(tmp_path_factory, "ranks", _run_two)
 
 
 @pytest.fixture(scope="session")
 def ranks(folder: Path) -> list[dict[str, Any]]:
     """What two gloo processes returned for every case."""
-    with FileLock(folder / "lock"):
-        if not (folder / "started").exists():
-            (folder / "started").touch()
-            _run_two(folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -309,14 +301,18 @@ def _refused(run: subprocess.Popen[str]) -> str:
 
 
 def test_the_command_line_under_torchrun(tmp_path: Path):
-    good, wrong = _train(tmp_path, "good"), _train(tmp_path, "wrong", batch_size=0)
+    good = _train(tmp_path, "good")
     out, errors = good.communicate(timeout=300)
     assert good.returncode == 0, errors
     assert out.count("weights of epoch 2 in good") == 1  # the second process is silent
-    assert _refused(wrong) == "`batch_size` must be at least 1, found 0"
-    assert not (tmp_path / "wrong").exists()
     assert cli.main(["train", str(tmp_path / "good.yaml"), "--out", str(tmp_path / "alone")]) == 0
     close(*(json.loads((tmp_path / name / "run.json").read_text())["metrics"] for name in ("alone", "good")))
+
+
+@pytest.mark.slow
+def test_a_wrong_setting_under_torchrun_is_told_once(tmp_path: Path):
+    assert _refused(_train(tmp_path, "wrong", batch_size=0)) == "`batch_size` must be at least 1, found 0"
+    assert not (tmp_path / "wrong").exists()
 
 
 @pytest.mark.slow
