@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -299,9 +300,12 @@ def _init(words: list[str]) -> int:
 
     made = first_config(
         given.data, given.targets, given.out, id=given.id, group=given.group, split=given.split,
-        missing=given.missing, encoding=given.encoding, separator=given.separator, overwrite=given.overwrite,
+        missing=given.missing, encoding=given.encoding, separator=given.separator, decimal=given.decimal,
+        overwrite=given.overwrite,
     )  # fmt: skip
     _print_uses(made)
+    for note in made.notes:
+        print(f"note: {note}")
     print(f"{made.path} written: {made.rows:,} rows, of {made.width} numbers each once encoded. Next:")
     print(f"  polytask train {made.path} --epochs 3")
     print(f"  polytask compare {made.path} --methods UPGrad --seeds 0,1,2")
@@ -319,6 +323,7 @@ def _init_options(parser: ArgumentParser) -> None:
     parser.add_argument("--missing", type=str, nargs="+", default=[], help="entries that stand for nothing")
     parser.add_argument("--encoding", type=str, default="utf-8", help="of the text")
     parser.add_argument("--separator", type=str, default=",", help="what stands between entries")
+    parser.add_argument("--decimal", type=str, default=".", help="what stands before decimals: . or ,")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
 
 
@@ -434,7 +439,8 @@ def _configured(
         else:
             given.overrides += [word, _next(rest, name)]
     if len(files) != 1 and not any(word.partition("=")[0].endswith(".help") for word in given.overrides):
-        raise ValueError(f"`polytask {command}` must be given one YAML file, found {files or 'none'}")
+        example = f"for instance `polytask {command} first.yaml`"
+        raise ValueError(f"`polytask {command}` must be given one YAML file, found {files or 'none'}: {example}")
     given.config = "".join(files[:1])
     if not given.config:
         _parser(command).parse_args(given.overrides)
@@ -519,7 +525,12 @@ def _parsed(
     except ArgumentError as error:
         from polytask.studies.spec import one_line
 
-        raise ValueError(one_line(error)) from error
+        message = one_line(error)
+        if unknown := re.match(r"unrecognized arguments: (--[\w-]+)", message):
+            message += ": " + nearest(unknown[1], re.findall(r"--[\w-]+", parser.format_usage()))
+        elif "required" in message or "expected at least" in message:
+            message += f", as in `polytask {command} {(COMMANDS[command].__doc__ or '').partition(': ')[2]}`"
+        raise ValueError(message) from error
 
 
 def _report_on(comparison: Comparison, title: str) -> int:
@@ -631,12 +642,13 @@ def _print_uses(made: First) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("column", "use", "kind", "different", "missing")
+    table = Table("column", "use", "kind", "different", "missing", "filled with")
     for use in made.uses:
         absent = use.column.rows - use.column.given
         name = "".join(mark if mark.isprintable() else " " for mark in use.column.name)
         kind = use.kind + ", of numbers and text" * (use.role == "input" and bool(use.column.mixed))
-        table.add_row(_plain(name), use.role, _plain(kind), f"{use.column.distinct:,}", f"{absent:,}" if absent else "")
+        missing = f"{absent:,}" if absent else ""
+        table.add_row(_plain(name), use.role, _plain(kind), f"{use.column.distinct:,}", missing, use.fill)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
