@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from polytask.cli import main
+from polytask.data import Table
 from polytask.studies.spec import read_config
 
 
@@ -50,7 +51,7 @@ def refused(capsys, *words):
     """Runs a command that must be refused: status 2, one line; gives the line."""
     capsys.readouterr()
     assert main([str(word) for word in words]) == 2
-    found = capsys.readouterr().err.splitlines()
+    found = [line for line in capsys.readouterr().err.splitlines() if "missing numbers are filled" not in line]
     assert len(found) == 1 and found[0].startswith("polytask: error: ")
     return found[0]
 
@@ -202,9 +203,126 @@ def test_init_takes_mixed_columns_for_categories_or_leaves_them_out(place, capsy
         assert re.search(row, shown), row
     text = (place / "tables/shop.yaml").read_text()
     assert re.search(r"size: categorical # 3 categories, numbers and text, such as 1 in line 2 and 'large'", text)
-    assert re.search(r"#   reading: numbers and text, such as .* `missing`", text)
+    assert re.search(r"#   reading: numbers and text, such as .* `--missing`", text)
     inputs = read_config(place / "tables/shop.yaml")["data"]["init_args"]["inputs"]
     assert inputs["size"] == "categorical" and not {"reading", "class_path"} & set(inputs)
+
+
+def test_decimal_commas_are_told_with_the_option_that_reads_them(place, capsys):
+    data, config = place / "tables/shop.csv", place / "tables/shop.yaml"
+    made = customers().rename(columns={"spent.in/2024": "spent"}).assign(size=np.linspace(1, 9, 240).round(3))
+    made.to_csv(data, index=False, sep=";", decimal=",")
+    words = ["init", str(data), "--separator", ";", "--targets", "leaves"]
+    assert "found numbers with decimal commas, such as '" in refused(capsys, *words, "spent")
+    assert main([*words]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"size . left out . numbers with decimal commas, such as '1,0': `--decimal ','` reads them", shown)
+    assert "#   size: numbers with decimal commas, such as '1,0': `--decimal ','` reads them" in config.read_text()
+    assert main([*words, "spent", "--decimal", ",", "--overwrite"]) == 0
+    data = read_config(config)["data"]["init_args"]
+    assert (data["decimal"], data["separator"], data["targets"]) == (
+        ",",
+        ";",
+        {"leaves": "binary", "spent": "regression"},
+    )
+    assert data["inputs"] == {
+        "age": "numeric",
+        "town, or place": "categorical",
+        "car": "categorical",
+        "size": "numeric",
+    }
+    assert main(["train", str(config), "--epochs", "1"]) == 0
+    made[:9].to_csv(place / "tables/new.csv", index=False, sep=";", decimal=",")
+    assert main(["predict", "runs/shop", str(place / "tables/new.csv")]) == 0
+    made[:9].to_csv(place / "tables/new.csv", index=False, sep=";")
+    assert "its `decimal` must be ',', as in training" in refused(
+        capsys, "predict", "runs/shop", place / "tables/new.csv"
+    )
+
+
+def test_a_tab_may_be_typed_as_in_a_shell(place):
+    customers().to_csv(place / "tables/shop.txt", index=False, sep="\t")
+    assert main(["init", str(place / "tables/shop.txt"), *TARGETS, "--separator", r"\t"]) == 0
+    assert read_config(place / "tables/shop.yaml")["data"]["init_args"]["separator"] == "\t"
+
+
+def test_what_to_look_at_is_printed_and_written(place, capsys):
+    made = customers().assign(
+        day=pd.date_range("2024-01-01", periods=240).astype(str), number=np.random.default_rng(1).permutation(240),
+        insurance=["None", "full", "part"] * 80, zone=[f"z{i % 30}" for i in range(240)],
+    )  # fmt: skip
+    made.to_csv(place / "tables/shop.csv", index=False)
+    assert main(["init", str(place / "tables/shop.csv"), *TARGETS, "zone"]) == 0
+    shown, text = " ".join(capsys.readouterr().out.split()), (place / "tables/shop.yaml").read_text()
+    fill = re.search(r"age . input . numeric . \d+ . 35 . ([\d.]+) ", shown)
+    assert fill and f"age: numeric # 35 missing (15 %): filled with {fill[1]}, told by a further input" in text
+    assert re.search(r"insurance . input . categorical . 2 . 80 . a category", shown)
+    assert re.search(r"spent.in/2024 . target . regression . \d+ . 48 . not filled", shown)
+    assert re.search(r"day . left out . dates or times, such as 2024-01-01", shown)
+    assert "#   day: dates or times, such as 2024-01-01: turn them into numbers" in text
+    for note in (
+        "target `zone` has 30 classes, of 8 rows each on average and 8 at least",
+        "input `number` has another whole number in every row: if it is an id, name it with --id",
+        "`insurance` has 80 entries 'None', taken for not given: rename them if they mean something",
+    ):
+        assert f"note: {note}" in shown and f"#   {note}" in text
+    assert "age has" not in shown
+
+
+def test_the_configuration_divides_and_encodes_as_the_table_in_python_does(place):
+    made = customers().assign(tier=["rare"] * 2 + ["a", "b"] * 119, zone=["z", "y", "x", "x"] * 60)
+    made.loc[5:8, "town, or place"] = ["far", "farther", "farthest", "nowhere"]
+    made.to_csv(place / "tables/shop.csv", index=False)
+    targets = ["zone", "tier", "leaves"]
+    assert main(["init", str(place / "tables/shop.csv"), "--targets", *targets]) == 0
+    config = read_config(place / "tables/shop.yaml")
+    assert main(["train", str(place / "tables/shop.yaml"), "--epochs", "1"]) == 0
+    kept = json.loads((place / "work/runs/shop/data.json").read_text())
+    settings = config["data"]["init_args"]
+    for order in (targets, sorted(targets)):
+        table = Table(settings["path"], order, settings["inputs"], id="who")
+        found = json.loads(json.dumps(table.fitted()))
+        assert found["inputs"] == kept["inputs"]
+        assert sorted(found["targets"], key=str) == sorted(kept["targets"], key=str)
+    assert [target["column"] for target in kept["targets"]] == targets
+
+
+BAD = {
+    "nothing given": ([], None, "are required: data, targets, as in `polytask init DATA.csv --targets A B"),
+    "no targets": (["DATA"], None, "are required: targets, as in `polytask init"),
+    "empty targets": (["DATA", "--targets"], None, "--targets: expected at least one argument, as in `polytask init"),
+    "misspelt option": (
+        ["DATA", "--target", "leaves"],
+        None,
+        "unrecognized arguments: --target leaves: did you mean `--t",
+    ),
+    "no file": (["none/x.csv", *TARGETS], None, "found no file none/x.csv"),
+    "a folder": ([".", *TARGETS], None, "a table must be a file, found no file ."),
+    "misspelt role": (["DATA", *TARGETS, "--group", "cra"], None, "`--group` must be a column.*did you mean `car`"),
+    "target as id": (["DATA", *TARGETS, "--id", "leaves"], None, "`--id` must be no target, found `leaves`"),
+    "separator": (["DATA", *TARGETS, "--separator", "ab"], None, "`--separator` must be one character, found 'ab'"),
+    "decimal": (["DATA", *TARGETS, "--decimal", ";"], None, "`--decimal` must be one of '.', ',', found ';'"),
+    "encoding": (["DATA", *TARGETS, "--encoding", "x"], None, "`--encoding` must be one that Python knows"),
+    "other encoding": (["DATA", *TARGETS], "leaves\né\n".encode("latin-1"), "name its encoding with `--encoding`"),
+    "other separator": (["DATA", *TARGETS], b"leaves;x\na;b\n", "say so with `--separator ';'`"),
+    "empty": (["DATA", *TARGETS], b"", "found an empty file"),
+    "ragged": (["DATA", *TARGETS], b"leaves,x\na,b\na\n", "every row must have 2 entries.*found 1 in line 3"),
+    "duplicated": (["DATA", *TARGETS], b"x,x,leaves\na,b,c\n", "must have different names, found `x`"),
+    "mixed": (["DATA", "--targets", "x"], b"x,y\n1,2\na,3\n", "name entries that mean nothing with `--missing`$"),
+    "one class": (["DATA", "--targets", "x"], b"x,y\n1,2\n1,3\n", "must have at least two different entries"),
+    "dates": (["DATA", "--targets", "x"], b"x,y\n1.2.2024,2\n2.2.2024,3\n", "found dates or times, such as 1.2.2024"),
+    "no input": (["DATA", "--targets", "x"], b"x,y\n1,2\n2,2\n", r"found none \(`y`: only one value\)$"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_writes_nothing(place, capsys, case):
+    words, content, message = BAD[case]
+    data = place / "tables/shop.csv"
+    if content is not None:
+        data.write_bytes(content)
+    assert re.search(message, refused(capsys, "init", *(data if word == "DATA" else word for word in words)))
+    assert sorted(path.name for path in place.rglob("*.*")) == ["new.csv", "shop.csv"]
 
 
 def test_a_mixed_target_is_still_refused(place, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import logging
 import math
@@ -24,7 +25,9 @@ from torch import nn
 import polytask as pt
 from polytask.data import Table
 from polytask.data.encoding import Encoding, fit_encoding
-from polytask.data.sheet import Sheet, _typed, read_sheet
+from polytask.data.entries import a_date, as_numbers
+from polytask.data.kinds import odd_classes
+from polytask.data.sheet import Form, Sheet, _typed, _without, read_sheet
 from polytask.data.table import Fitted
 
 KINDS = {"age": "numeric", "pay": "numeric", "town": "categorical", "car": "categorical"}
@@ -199,7 +202,7 @@ def test_new_categories_are_taken_as_rare_ones_or_as_none_of_the_known(tmp_path,
         found = made.read(written(tmp_path, row, "new.csv"))
     assert "`town` has categories that no training row had: `nowhere`" in caplog.text
     values = dict(zip(made.preprocessing["inputs"], found.inputs[0].tolist(), strict=True))
-    assert values["town = rare"] == 1 and values["pay is missing"] == 1 and found.targets == {}
+    assert values["town is rare or new"] == 1 and values["pay is missing"] == 1 and found.targets == {}
     assert [value for label, value in values.items() if label.startswith("car")] == [0, 0]
     assert values["pay"] == pytest.approx(
         (made.fitted()["inputs"]["numeric"][1]["fill"] - made.fitted()["inputs"]["numeric"][1]["mean"])
@@ -300,7 +303,163 @@ def test_whole_numbers_are_the_same_category_however_they_are_written(tmp_path):
     assert made.preprocessing["inputs"] == ["x", "c = 0", "c = 1"] and made.tasks[0].labels == ("1", "2")
 
 
+# How numbers are written
+
+
+def german(folder: Path, content: pd.DataFrame, name: str = "german.csv") -> str:
+    path = folder / name
+    content.to_csv(path, index=False, sep=";", decimal=",")
+    return str(path)
+
+
+def test_decimal_commas_are_read_as_points_are(tmp_path):
+    content = frame().assign(grade=np.where(np.arange(200) % 5, np.arange(200) % 3, np.nan))  # written as 1,0
+    options: dict[str, Any] = {"targets": TARGETS | {"grade": "classification"}, "inputs": KINDS, "split": "part"}
+    wanted = table(tmp_path, content, **options)
+    found = Table(german(tmp_path, content), separator=";", decimal=",", **options)
+    assert same(found.load().train.inputs, wanted.load().train.inputs)
+    assert same(found.load().test.targets, wanted.load().test.targets)
+    assert found.tasks[-1].labels == wanted.tasks[-1].labels == ("0", "1", "2")
+    new = german(tmp_path, content[:5], "new.csv")
+    assert same(found.read(new).inputs, wanted.read(written(tmp_path, content[:5], "points.csv")).inputs)
+    with pytest.raises(ValueError, match=r"`age` must hold numbers.*decimal points, its `decimal` must be ',', as in"):
+        found.read(written(tmp_path, content[:5].to_csv(sep=";", index=False), "points.csv"))
+
+
+@pytest.mark.parametrize(
+    ("entries", "decimal", "told"),
+    [
+        (["3,5", "-0,25", "4"], ".", "numbers with decimal commas, such as '3,5': `decimal: ','` reads them"),
+        (["3.5", "-.25", "4"], ",", "numbers with decimal points, such as '3.5': `decimal: '.'` reads them"),
+        (["1,234", "900"], ".", "marks between thousands, such as '1,234': write them without, or if they are decimal"),
+        (["1.234,5", "12,5"], ".", "marks between thousands, such as '1.234,5'"),
+    ],
+)
+def test_numbers_written_in_another_way_are_told_and_never_categories(tmp_path, caplog, entries, decimal, told):
+    words = [f'"{entries[i % len(entries)]}",{"pqr"[i % 3]},{"ny"[i % 2]}' for i in range(30)]
+    path = written(tmp_path, lines(words))
+    with caplog.at_level(logging.INFO, logger="polytask"):
+        assert Table(path, ["t"], decimal=decimal).width == 3
+    assert f"column `x` is left out of the inputs: {told}" in caplog.text or told in caplog.text
+    with pytest.raises(ValueError, match="column `x` must hold numbers or text, found numbers with"):
+        Table(path, ["t"], ["x", "c"], decimal=decimal).load()
+    with pytest.raises(ValueError, match="target `x` must hold classes or numbers, found numbers with"):
+        Table(path, ["x"], ["c"], decimal=decimal).load()
+    with pytest.raises(ValueError, match=r"column `x` must hold numbers.*(decimal (commas|points)|between thousands)"):
+        Table(path, ["t"], {"x": "numeric"}, decimal=decimal).load()
+    named = Table(path, ["t"], {"x": "categorical"}, decimal=decimal)
+    assert named.width == len(entries)  # who says so means it
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1), st.sampled_from([".", ","]))
+def test_any_number_is_read_with_its_decimal_mark(values, decimal):
+    column = np.array([repr(value).replace(".", decimal) for value in values], dtype=object)
+    assert as_numbers(column, decimal).tolist() == values
+
+
+# Dates
+
+
+@pytest.mark.parametrize(
+    "written_as",
+    ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S.%f+00:00", "%d.%m.%Y", "%m/%d/%y", "%d %b %Y", "%B %d, %Y",
+     "%H:%M", "%Y%m%d", "%d/%m/%Y %I:%M %p"],
+)  # fmt: skip
+def test_dates_are_left_out_and_no_target(tmp_path, caplog, written_as):
+    days = [day.strftime(written_as) for day in pd.date_range("2023-11-28", periods=30, freq="31h")]
+    content = pd.DataFrame({"day": days, "c": list("pqr") * 10, "t": ["n", "y"] * 15})
+    content.loc[::2, "day"] = content.loc[::4, "day"].repeat(2)[:15].tolist()  # they need not differ
+    path = written(tmp_path, content)
+    with caplog.at_level(logging.INFO, logger="polytask"):
+        assert Table(path, ["t"]).preprocessing["inputs"] == ["c = p", "c = q", "c = r"]
+    assert f"`day` is left out of the inputs: dates or times, such as {days[0]}" in caplog.text
+    with pytest.raises(ValueError, match="target `day` must hold classes or numbers, found dates or times"):
+        Table(path, ["day"], ["c"]).load()
+
+
+@pytest.mark.parametrize(
+    "entries", [["10-12", "18-30"], ["2019", "2020"], ["v1.2", "v1.3"], ["3:2", "16:9"], ["a", "1/2"]]
+)
+def test_what_is_no_date_is_kept(tmp_path, entries):
+    path = written(tmp_path, lines([f"{entries[i % 2]},{'pqr'[i % 3]},{'ny'[i // 2 % 2]}" for i in range(30)]))
+    assert "x" in {c["name"] for part in Table(path, ["t"], {"x": "categorical", "c": "categorical"})
+                   .preprocessing["columns"].values() for c in part}  # fmt: skip
+    assert not read_sheet(path).profile("x").date
+
+
+@given(st.lists(st.datetimes(), min_size=1, max_size=5))
+def test_any_time_of_iso_8601_is_a_date(times):
+    assert a_date({time.isoformat(): 1 for time in times}) and a_date({str(time.date()): 2 for time in times})
+
+
+def test_times_of_parquet_are_dates(tmp_path):
+    series = pd.Series([pd.Timestamp("2024-01-01 12:30", tz="UTC"), pd.NaT])
+    column = _typed(tmp_path / "data.parquet", "day", series)
+    assert column.tolist() == ["2024-01-01 12:30:00+00:00", None]
+    assert Sheet(tmp_path, {"day": column}, "").profile("day").date
+
+
+# What is told
+
+
+def test_what_is_missing_is_counted_and_named(tmp_path, caplog):
+    content = frame().assign(town=frame()["town"].fillna("None"), plan=frame()["plan"].fillna("None"))
+    with caplog.at_level(logging.INFO, logger="polytask"):
+        made = table(tmp_path, content, split="part", rare=1)
+        labels = made.preprocessing["inputs"]
+    lost, fill = content["pay"].isna().sum(), content[content["part"] == "train"]["pay"].median()
+    assert f"missing numbers are filled with the training rows' median: `pay` {lost} with {fill:.6g}" in caplog.text
+    assert "pay is missing" in labels and "town is missing" in labels and not any("None" in label for label in labels)
+    absent = read_sheet(str(tmp_path / "data.csv")).profile("town").absent
+    assert absent == {"None": (content["town"] == "None").sum()} and made.tasks[1].labels == ("x", "y", "z")
+    new = written(tmp_path, content[:3].assign(age=None, pay=1.0), "new.csv")
+    with caplog.at_level(logging.INFO, logger="polytask"):
+        made.read(new)
+    assert "`age` 3 with" in caplog.text and "which no input tells, as no training row lacked it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ([f"c{i % 24}" for i in range(240)], "24 classes, of 10 rows each on average and 10 at least"),
+        ([f"c{i % 60}" for i in range(2400)], "60 classes, of 40 rows each on average and 40 at least"),
+        (["a", "b"] * 30 + ["c"], "a class of 1 row only: not every part may have one"),
+        ([f"c{i % 24}" for i in range(2400)], ""),
+    ],
+)  # fmt: skip
+def test_odd_targets_are_told(tmp_path, caplog, entries, told):
+    path = written(tmp_path, pd.DataFrame({"x": np.arange(len(entries)) ** 2, "t": entries}))
+    assert odd_classes(read_sheet(path).profile("t")) == told
+    with caplog.at_level(logging.WARNING, logger="polytask"):
+        Table(path, ["t"], ["x"]).load()
+    assert [record.getMessage() for record in caplog.records] == [f"{path}: target `t` has {told}"] * bool(told)
+
+
+def test_text_becomes_numbers_once_a_column(tmp_path, monkeypatch):
+    asked = []
+
+    def counted(column: np.ndarray, decimal: str) -> np.ndarray:
+        asked.append(id(column))
+        return as_numbers(column, decimal)
+
+    monkeypatch.setattr("polytask.data.sheet.as_numbers", counted)
+    table(tmp_path, targets=list(TARGETS), inputs=list(KINDS)).load()
+    assert 0 < len(asked) == len(set(asked))
+
+
 # Parts
+
+
+@pytest.mark.parametrize("rows", [60, 400])
+def test_the_order_of_targets_does_not_change_the_parts(tmp_path, rows):
+    content = frame(rows, seed=4)
+    content["zone"], content["area"] = content["town"], np.where(np.arange(rows) % 30, content["plan"], "rare")
+    path = written(tmp_path, content)
+    names = ["zone", "member", "area", "spent"]
+    parts = [Table(path, list(order), ["age"]).load() for order in itertools.permutations(names)]
+    parts.append(Table(path, names, ["age"], classes={"member": ["yes", "no"]}).load())
+    for found in parts[1:]:
+        assert all(same(ours.inputs, first.inputs) for ours, first in zip(found, parts[0], strict=True))
 
 
 def test_fractions_divide_all_rows_seeded_and_stratified(tmp_path):
@@ -343,7 +502,7 @@ BAD = {
     "missing column": ({"inputs": {"y": "numeric"}}, None, "an input must be a column of the file, found no.*`y`"),
     "misspelt column": ({"inputs": {"xx": "numeric"}}, None, "did you mean `x`?"),
     "misspelt target": ({"targets": {"tt": "binary"}}, None, "a target must be a column.*`tt`: did you mean `t`"),
-    "unknown split": ({"split": "part"}, None, "`split`, `group` and `id` must be a column.*`part`"),
+    "unknown split": ({"split": "part"}, None, "`split` must be a column.*`part`"),
     "duplicated column": ({}, lines(small(), "x,x,t"), r"different names, found `x` as columns \[1, 2\]"),
     "one class": ({}, lines(["1,p,n", "2,q,n"] * 9), "target `t` must have at least two different entries"),
     "no target": ({}, lines(["1,p,", "2,q,"] * 9), "target `t` must have an entry in at least one row, found none"),
@@ -359,8 +518,7 @@ BAD = {
     "short row": ({}, lines([*small(), "1,p"]), "every row must have 3 entries.*found 2 in line 32"),
     "long row": ({}, lines(["1,p,n,4", *small()]), "every row must have 3 entries.*found 4 in line 2"),
     "open quote": ({}, lines([*small(), '"1,p,n']), "must be valid CSV, found in line 32"),
-    "separator": ({"separator": ";;"}, None, "`separator` must be one character"),
-    "other separator": ({}, lines(small()).replace(",", ";"), "say so with `separator`"),
+    "other separator": ({}, lines(small()).replace(",", ";"), "say so with `separator: ';'`"),
     "constant input": ({}, lines([f"3,{'pq'[i % 2]},{'ny'[i % 2]}" for i in range(30)]), "`x` must have at least two"),
     "void input": ({}, lines([f",{'pq'[i % 2]},{'ny'[i % 2]}" for i in range(30)]), "`x` must have at least two.*none"),
     "infinite input": ({}, lines([*small(), "-inf,p,n"]), "finite numbers of at most 1e.30.*found -inf in line 32"),
@@ -398,6 +556,8 @@ WRONG = {
     "role": ({"id": "t"}, "`id` must be no target and no input, found `t`"),
     "rare": ({"rare": 0}, "`rare` must be at least 1"),
     "most": ({"most": 1}, "`most` must be at least 2"),
+    "separator": ({"separator": ";;"}, "`separator` must be one character, found ';;'"),
+    "decimal": ({"decimal": ";"}, "`decimal` must be one of '.', ',', found ';'"),
     "number": ({"targets": {1e5: "binary"}}, "must name columns in words, found the number 100000.0"),
 }
 
@@ -473,6 +633,9 @@ def test_text_may_be_told_apart_in_other_ways(tmp_path):
     assert same(Table(written(tmp_path, marked, "bom.csv"), ["t"], ["x", "c"]).load().train.inputs, wanted)
     tabs = lines(small()).replace(",", "\t").replace("\n", "\r\n\r\n")  # and blank lines
     assert same(Table(written(tmp_path, tabs, "tabs.tsv"), ["t"], ["x", "c"]).load().train.inputs, wanted)
+    text = written(tmp_path, tabs, "tabs.txt")
+    for tab in ("\t", "\\t"):  # as typed in a shell
+        assert same(Table(text, ["t"], ["x", "c"], separator=tab).load().train.inputs, wanted)
     other = lines([row.replace("q", "é") for row in small()]).encode("latin-1")
     latin = Table(written(tmp_path, other, "l.csv"), ["t"], ["x", "c"], encoding="latin-1")
     assert "c = é" in latin.preprocessing["inputs"]
@@ -503,8 +666,8 @@ def test_parquet_needs_pyarrow_and_is_read_like_csv(tmp_path, monkeypatch):
     found = Table(str(path), **options)
     assert same(found.load().train.targets, text.load().train.targets)
     assert torch.equal(found.load().test.inputs, text.load().test.inputs)
-    content.assign(day=pd.Timestamp("2024-01-01")).to_parquet(path)
-    with pytest.raises(ValueError, match="column `day` must hold numbers, text or booleans, found Timestamp"):
+    content.assign(day=pd.Timedelta(days=1)).to_parquet(path)
+    with pytest.raises(ValueError, match="column `day` must hold numbers, text or booleans, found Timedelta"):
         Table(str(path), **options).load()
 
 
@@ -553,6 +716,22 @@ def test_a_gzipped_table_may_end_in_gz(tmp_path):
     assert all(packed.columns[name].tolist() == plain.columns[name].tolist() for name in plain.columns)
 
 
+@pytest.mark.parametrize(
+    ("content", "form", "message"),
+    [
+        ("x;t\n3,5;n\n", Form(), r"must have 1 entry.*found 2 in line 2 \(if columns.*`separator: ';'`\)"),
+        ("x;t\n3;n\n", Form(prefix="--"), r"found no column `x`.*say so with `--separator ';'`"),
+        ("x;t\n3;n\n", Form(fixed=True), r"separated by ';', its `separator` must be ',', as in training\)"),
+        ("x,t\né,n\n".encode("utf-16"), Form(), "byte 0xff in line 1: name its.*with `encoding`, such as utf-16"),
+        ("x,t\né,n\n".encode("latin-1"), Form(prefix="--"), "name its encoding with `--encoding`, such as latin-1"),
+        ("x,t\né,n\n".encode("latin-1"), Form(fixed=True), "must be utf-8 text, as in training, found.*in line 2$"),
+    ],
+)  # fmt: skip
+def test_hints_name_settings_as_the_user_gives_them(tmp_path, content, form, message):
+    with pytest.raises(ValueError, match=message):
+        read_sheet(written(tmp_path, content), form).check_columns(["x", "t"], "an input")
+
+
 @pytest.mark.parametrize("kind", ["int64", "Int64", "uint64"])
 def test_whole_numbers_of_parquet_keep_all_digits(tmp_path, kind):
     large = 2**53 + 1
@@ -560,7 +739,7 @@ def test_whole_numbers_of_parquet_keep_all_digits(tmp_path, kind):
     if kind == "Int64":
         series[3] = pd.NA
     missing = frozenset({"-999", "999"})
-    column = _typed(tmp_path / "data.parquet", "n", series, missing)
+    column = _without(_typed(tmp_path / "data.parquet", "n", series), missing)
     sheet = Sheet(tmp_path, {"n": column}, "")
     last = None if kind == "Int64" else "17"
     assert sheet.text("n").tolist() == sheet.categories("n").tolist() == ["17", str(large), None, last]

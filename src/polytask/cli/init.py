@@ -20,9 +20,12 @@ def init_command(words: list[str]) -> int:
 
     made = first_config(
         given.data, given.targets, given.out, id=given.id, group=given.group, split=given.split,
-        missing=given.missing, encoding=given.encoding, separator=given.separator, overwrite=given.overwrite,
+        missing=given.missing, encoding=given.encoding, separator=given.separator, decimal=given.decimal,
+        overwrite=given.overwrite,
     )  # fmt: skip
     _print_uses(made)
+    for note in made.notes:
+        print(f"note: {note}")
     print(f"{made.path} written: {made.rows:,} rows, of {made.width} numbers each once encoded. Next:")
     print(f"  polytask train {made.path} --epochs 3")
     print(f"  polytask compare {made.path} --methods UPGrad --seeds 0,1,2")
@@ -40,6 +43,7 @@ def _init_options(parser: ArgumentParser) -> None:
     parser.add_argument("--missing", type=str, nargs="+", default=[], help="entries that stand for nothing")
     parser.add_argument("--encoding", type=str, default="utf-8", help="of the text")
     parser.add_argument("--separator", type=str, default=",", help="what stands between entries")
+    parser.add_argument("--decimal", type=str, default=".", help="what stands before decimals: . or ,")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
 
 
@@ -47,12 +51,13 @@ def _print_uses(made: First) -> None:
     """What `init` took each column for."""
     from rich.table import Table
 
-    table = Table("column", "use", "kind", "different", "missing")
+    table = Table("column", "use", "kind", "different", "missing", "filled with")
     for use in made.uses:
         absent = use.column.rows - use.column.given
         name = "".join(mark if mark.isprintable() else " " for mark in use.column.name)
         kind = use.kind + ", of numbers and text" * (use.role == "input" and bool(use.column.mixed))
-        table.add_row(_plain(name), use.role, _plain(kind), f"{use.column.distinct:,}", f"{absent:,}" if absent else "")
+        missing = f"{absent:,}" if absent else ""
+        table.add_row(_plain(name), use.role, _plain(kind), f"{use.column.distinct:,}", missing, use.fill)
     console().print(table)
 
 

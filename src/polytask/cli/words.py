@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from polytask.errors import at_least
+from polytask.errors import at_least, nearest
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -96,7 +97,8 @@ def configured(
         else:
             given.overrides += [word, _next(rest, name)]
     if len(files) != 1 and not any(word.partition("=")[0].endswith(".help") for word in given.overrides):
-        raise ValueError(f"`polytask {command}` must be given one YAML file, found {files or 'none'}")
+        example = f"for instance `polytask {command} first.yaml`"
+        raise ValueError(f"`polytask {command}` must be given one YAML file, found {files or 'none'}: {example}")
     given.config = "".join(files[:1])
     if not given.config:
         _parser(command, sections).parse_args(given.overrides)
@@ -186,7 +188,12 @@ def parsed(
     except ArgumentError as error:
         from polytask.studies.spec import one_line
 
-        raise ValueError(one_line(error)) from error
+        message = one_line(error)
+        if unknown := re.match(r"unrecognized arguments: (--[\w-]+)", message):
+            message += ": " + nearest(unknown[1], re.findall(r"--[\w-]+", parser.format_usage()))
+        elif "required" in message or "expected at least" in message:
+            message += f", as in `polytask {command} {(about or '').partition(': ')[2]}`"
+        raise ValueError(message) from error
 
 
 def as_given(message: str, words: Sequence[str]) -> str:

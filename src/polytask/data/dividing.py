@@ -84,7 +84,8 @@ def _groups(sheet: Sheet, group: str) -> np.ndarray:
 def by_fraction(sheet: Sheet, strata: Sequence[np.ndarray], fractions: Sequence[float], seed: int) -> Rows:
     """Random parts, stratified by all `strata` together where they have the rows for it, else by the first that has.
 
-    A stratum, such as a class, that training would have none of gives it one of its rows.
+    A stratum, such as a class, that training would have none of gives it one of its rows. The order of `strata` and
+    the numbers of their classes matter.
 
     Args:
         sheet: the table.

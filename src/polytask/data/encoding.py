@@ -63,6 +63,16 @@ class Categorical:
         """How many inputs it makes."""
         return len(self.categories) + bool(self.rare)
 
+    def labels(self) -> list[str]:
+        """What each of its inputs is, in words.
+
+        >>> Categorical("town", ("Bonn", "rare", None), ("Ulm",)).labels()
+        ['town = Bonn', 'town = rare', 'town is missing', 'town is rare or new']
+        """
+        own = [f"{self.name} is missing" if value is None else f"{self.name} = {value}" for value in self.categories]
+        rest = "is rare, missing or new" if None in self.rare else "is rare or new"
+        return [*own, *[f"{self.name} {rest}"] * bool(self.rare)]
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -92,10 +102,7 @@ class Encoding:
     def labels(self) -> list[str]:
         """What each number of an example is, in words."""
         indicators = [f"{column.name} is missing" for column in self.numeric if column.indicator]
-        rest = (
-            [f"{column.name} = {value}" for value in (*column.categories, *(["rare"] if column.rare else []))]
-            for column in self.categorical
-        )
+        rest = (column.labels() for column in self.categorical)
         return [*(column.name for column in self.numeric), *indicators, *(label for part in rest for label in part)]
 
     def apply(self, sheet: Sheet, rows: np.ndarray | None = None) -> np.ndarray:
@@ -124,6 +131,11 @@ class Encoding:
             _one_hot(column, sheet.categories(column.name)[rows], encoded[:, place : place + column.width])
             place += column.width
         return encoded
+
+    def filled(self, sheet: Sheet) -> dict[str, tuple[int, Numeric]]:
+        """{column of numbers: (how many are missing and filled, what is known of it)}, those of none left out."""
+        counts = {column: int(np.isnan(sheet.numbers(column.name)).sum()) for column in self.numeric}
+        return {column.name: (count, column) for column, count in counts.items() if count}
 
     def unseen(self, sheet: Sheet) -> dict[str, list[str]]:
         """{column: its categories that no training row had}, columns without any left out."""

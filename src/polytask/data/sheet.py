@@ -5,22 +5,35 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from polytask.data.base import file_content
-from polytask.errors import nearest
+from polytask.data.entries import (
+    DECIMALS,
+    POINT,
+    Column,
+    Profile,
+    a_date,
+    an_unread,
+    are_days,
+    as_numbers,
+    frequencies,
+    is_fraction,
+    is_given,
+    is_grouped,
+    other_decimal,
+    plain_whole,
+)
+from polytask.errors import nearest, one_of
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Column = np.ndarray
-"""Text (object: str, or None where nothing is given), or numbers (float64, NaN where nothing is given)."""
 
 MISSING_WORDS = frozenset({
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
@@ -31,7 +44,58 @@ TEXT_FORMATS = (".csv", ".tsv", ".txt")
 FORMATS = (*TEXT_FORMATS, ".parquet")
 LARGEST = 1e30
 """Numbers above it in size are refused: their squares are no float32 numbers, nor are sums of them."""
-_WHOLE = re.compile(r"(-?\d+)\.0+")
+SEPARATORS = ",;\t|"
+"""What often stands between columns: such marks in the only column's name are told."""
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a table is written.
+
+    Attributes:
+        encoding: of the text.
+        separator: what stands between columns of text, one character; ``\\t``, as typed in a shell, is a tab. A .tsv
+            file has tabs whatever it says.
+        decimal: what stands before the decimals of a number in text: ``.`` or ``,``.
+        missing: entries that stand for "not given", besides `MISSING_WORDS`.
+        prefix: what stands before a setting's name where the user gives it: ``--`` on the command line.
+        fixed: whether it is that of the table trained on, which other tables must be written in.
+
+    Raises:
+        ValueError: a separator of several characters, or another decimal mark.
+    """
+
+    encoding: str = "utf-8"
+    separator: str = ","
+    decimal: str = POINT
+    missing: tuple[str, ...] = ()
+    prefix: str = ""
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.separator == "\\t":
+            object.__setattr__(self, "separator", "\t")
+        if len(self.separator) != 1:
+            raise ValueError(f"{self.setting('separator')} must be one character, found {self.separator!r}")
+        one_of(f"{self.prefix}decimal", self.decimal, DECIMALS)
+
+    def setting(self, name: str, value: str = "") -> str:
+        """A setting, with the value to give it, as the user writes it.
+
+        >>> print(Form().setting("decimal", ","), Form(prefix="--").setting("separator", "\\t"))
+        `decimal: ','` `--separator '\\t'`
+        """
+        return f"`{self.prefix}{name}{' ' if self.prefix else ': '}{value!r}`" if value else f"`{self.prefix}{name}`"
+
+    def advice(self, name: str, value: str = "") -> str:
+        """What to do about a setting that does not fit the file."""
+        if self.fixed:
+            return f"its `{name}` must be {getattr(self, name)!r}, as in training"
+        return f"say so with {self.setting(name, value)}"
+
+
+PLAIN = Form()
 
 
 @dataclass(frozen=True)
@@ -43,12 +107,19 @@ class Sheet:
         columns: {name: entries}, in the file's order.
         digest: the SHA-256 of the file's content.
         lines: for each row the line on which it ends; None in files without lines.
+        form: how it is written.
+        absent: {column: {word that was taken for "not given": rows}}, empty entries left out.
     """
 
     path: Path
     columns: dict[str, Column] = field(repr=False)
     digest: str
     lines: Sequence[int] | None = field(default=None, repr=False)
+    form: Form = PLAIN
+    absent: Mapping[str, Mapping[str, int]] = field(default_factory=dict, repr=False)
+    _numbers: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    _categories: dict[str, Column] = field(default_factory=dict, repr=False, compare=False)
+    _profiles: dict[str, Profile] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -67,10 +138,7 @@ class Sheet:
         """Raises `ValueError` unless the file has all these columns."""
         for name in names:
             if name not in self.columns:
-                hint = nearest(name, self.columns)
-                only = next(iter(self.columns))
-                other = next((mark for mark in ";\t|" if len(self.columns) == 1 and mark in only), None)
-                hint += f" (if columns are separated by {other!r}, say so with `separator`)" if other else ""
+                hint = nearest(name, self.columns) + _other_separator(list(self.columns), self.form)
                 raise self.error(f"{what} must be a column of the file, found no column `{name}`: {hint}")
 
     def text(self, name: str) -> Column:
@@ -82,9 +150,11 @@ class Sheet:
 
     def categories(self, name: str) -> Column:
         """As `text`, with ``1.0`` told as ``1``: a missing entry in the column makes pandas write it so."""
-        found = self.text(name)
-        known = {value: _plain(value) for value in dict.fromkeys(found.tolist()) if value is not None}
-        return np.array([known.get(value) for value in found.tolist()], dtype=object)
+        if name not in self._categories:
+            found = self.text(name).tolist()
+            known = {value: plain_whole(value, self._mark(name)) for value in dict.fromkeys(found) if value is not None}
+            self._categories[name] = np.array([known.get(value) for value in found], dtype=object)
+        return self._categories[name]
 
     def numbers(self, name: str) -> np.ndarray:
         """A column as float64 numbers, NaN where nothing is given.
@@ -93,12 +163,13 @@ class Sheet:
             ValueError: an entry is no number, or none that can be trained on; the line is named.
         """
         column = self.columns[name]
-        values = _as_numbers(column)
+        values = self._as_numbers(name)
         if column.dtype == object:
-            broken = np.flatnonzero(np.isnan(values) & _given(column))
+            broken = np.flatnonzero(np.isnan(values) & is_given(column))
             if len(broken):
-                found = f"{column[broken[0]]!r} in {self.where(broken[0])}"
-                raise self.error(f"column `{name}` must hold numbers, found {found}: is it categorical?")
+                entry = str(column[broken[0]])
+                found = f"{entry!r} in {self.where(broken[0])}"
+                raise self.error(f"column `{name}` must hold numbers, found {found}: {self._no_number(entry)}")
         large = np.flatnonzero(np.abs(values) > LARGEST)
         if len(large):
             rule = f"column `{name}` must hold finite numbers of at most {LARGEST:g} in size"
@@ -107,11 +178,32 @@ class Sheet:
 
     def profile(self, name: str) -> Profile:
         """What a column looks like, for guessing what it is."""
+        if name not in self._profiles:
+            self._profiles[name] = self._look_at(name)
+        return self._profiles[name]
+
+    def _as_numbers(self, name: str) -> np.ndarray:
+        if name not in self._numbers:  # many ask for it, and text to numbers is most of their work
+            self._numbers[name] = as_numbers(self.columns[name], self.form.decimal)
+        return self._numbers[name]
+
+    def _mark(self, name: str) -> str:
+        """The decimal mark in a column's text; numbers that the file has as such are told with a point."""
+        return self.form.decimal if self.columns[name].dtype == object else POINT
+
+    def _no_number(self, entry: str) -> str:
+        """What may be wrong with an entry that should be a number."""
+        other = other_decimal(self.form.decimal)
+        if is_grouped(entry) and not is_fraction(entry, other):
+            return "write it without marks between thousands"
+        if is_fraction(entry, other):
+            return f"if it has decimal {DECIMALS[other]}, {self.form.advice('decimal', other)}"
+        return "is it categorical?"
+
+    def _look_at(self, name: str) -> Profile:
         column = self.columns[name]
-        given = _given(column)
-        values = _as_numbers(column)
+        given, values, entries = is_given(column), self._as_numbers(name), frequencies(column)
         numbers = given & ~np.isnan(values)
-        distinct = len(set(column[given].tolist()))
         mixed = ""
         if numbers.any() and (words := np.flatnonzero(given & ~numbers)).size:
             first = np.flatnonzero(numbers)[0]
@@ -121,45 +213,22 @@ class Sheet:
         finite = kept[np.isfinite(kept)]
         whole = bool(numeric and len(finite) == len(kept) and (finite == np.round(finite)).all())
         counting = whole and len(kept) > 1 and bool((np.diff(kept) == 1).all())
-        return Profile(name, int(given.sum()), len(column), distinct, numeric, whole, counting, mixed)
+        text = {} if numeric else entries
+        unread, grouped = an_unread(text, self.form.decimal)
+        return Profile(
+            name, int(given.sum()), len(column), len(entries), numeric, whole, counting, mixed,
+            date=f"{kept[0]:.0f}" if whole and are_days(kept) else a_date(text), unread=unread, grouped=grouped,
+            least=min(entries.values(), default=0), absent=self.absent.get(name, {}),
+        )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Profile:
-    """What a column looks like.
-
-    Attributes:
-        name: the column's name.
-        given: rows that have an entry.
-        rows: all rows.
-        distinct: different entries.
-        numeric: all entries are numbers.
-        whole: all are whole numbers.
-        counting: each is one more than the one before: they number the rows.
-        mixed: if some are numbers and some are not, one of each in words; else "".
-    """
-
-    name: str
-    given: int
-    rows: int
-    distinct: int
-    numeric: bool
-    whole: bool
-    counting: bool
-    mixed: str
-
-
-def read_sheet(
-    path: str | Path, *, encoding: str = "utf-8", separator: str = ",", missing: Iterable[str] = ()
-) -> Sheet:
+def read_sheet(path: str | Path, form: Form = PLAIN) -> Sheet:
     """Reads a table.
 
     Args:
         path: a .csv, .tsv or .txt file with a line of names first, gzipped (and then ending in .gz, if you like) or
             not, or a .parquet file.
-        encoding: of the text.
-        separator: what stands between columns of text; a .tsv file has tabs whatever it says.
-        missing: entries that stand for "not given", besides `MISSING_WORDS`.
+        form: how it is written.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -172,14 +241,18 @@ def read_sheet(
     if kind not in FORMATS:
         raise ValueError(f"{source}: a table's name must end in one of {', '.join(FORMATS)}, found {source.name}")
     content = bytes(file_content(source))
+    lines = None
     if kind == ".parquet":
-        return Sheet(source, _parquet_columns(source, content, frozenset(missing)), digest)
-    text = _decoded(source, content, encoding)
-    names, rows, lines = _csv_rows(source, text, "\t" if kind == ".tsv" else separator)
-    absent = MISSING_WORDS | frozenset(missing)
-    table = np.array(rows, dtype=object)  # (rows, columns) of str
-    columns = {name: _without(table[:, index], absent) for index, name in enumerate(names)}
-    return Sheet(source, columns, digest, lines)
+        found = _parquet_columns(source, content)
+    else:
+        form = replace(form, separator="\t") if kind == ".tsv" else form
+        names, rows, lines = _csv_rows(source, _decoded(source, content, form), form)
+        table = np.array(rows, dtype=object)  # (rows, columns) of str
+        found = {name: table[:, index] for index, name in enumerate(names)}
+    words = MISSING_WORDS | frozenset(form.missing)
+    columns = {name: _without(column, words) for name, column in found.items()}
+    absent = {name: _taken(column, words) for name, column in found.items()}
+    return Sheet(source, columns, digest, lines, form, absent)
 
 
 def kind_of(path: str | Path) -> str:
@@ -205,27 +278,29 @@ def content_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _decoded(source: Path, content: bytes, encoding: str) -> str:
+def _decoded(source: Path, content: bytes, form: Form) -> str:
+    encoding = form.encoding
     try:
         return content.decode("utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding)
     except LookupError:
         raise ValueError(
-            f"`encoding` must be one that Python knows, such as utf-8 or latin-1, found {encoding!r}"
+            f"{form.setting('encoding')} must be one that Python knows, such as utf-8 or latin-1, found {encoding!r}"
         ) from None
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        found = f"byte 0x{content[error.start]:02x} in line {line}"
-        rule = f"{source}: the file must be {encoding} text, found {found}"
-        raise ValueError(f"{rule}: name its encoding with `encoding`, such as latin-1 or cp1252") from None
+    except UnicodeError as error:
+        start = error.start if isinstance(error, UnicodeDecodeError) else 0
+        line = content[:start].count(b"\n") + 1
+        others = "utf-16" if content.startswith(_UTF_16) else "latin-1 or cp1252"
+        hint = f"name its encoding with {form.setting('encoding')}, such as {others}"
+        rule = f"{source}: the file must be {encoding} text{', as in training' * form.fixed}"
+        found = f"byte 0x{content[start]:02x} in line {line}"
+        raise ValueError(f"{rule}, found {found}" + ("" if form.fixed else f": {hint}")) from None
 
 
-def _csv_rows(source: Path, text: str, separator: str) -> tuple[list[str], list[list[str]], list[int]]:
-    if len(separator) != 1:
-        raise ValueError(f"`separator` must be one character, found {separator!r}")
+def _csv_rows(source: Path, text: str, form: Form) -> tuple[list[str], list[list[str]], list[int]]:
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise ValueError(f"{source}: the file must be text, found a zero byte in line {line}")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=form.separator, strict=True)
     rows: list[list[str]] = []
     lines: list[int] = []
     names: list[str] = []
@@ -236,8 +311,10 @@ def _csv_rows(source: Path, text: str, separator: str) -> tuple[list[str], list[
             if not names:
                 names = _names(source, row)
             elif len(row) != len(names):
-                rule = f"every row must have {len(names)} entries, as many as there are names"
-                raise ValueError(f"{source}: {rule}, found {len(row)} in line {reader.line_num}")
+                entries = "1 entry" if len(names) == 1 else f"{len(names)} entries"
+                rule = f"every row must have {entries}, as many as there are names"
+                hint = _other_separator(names, form)
+                raise ValueError(f"{source}: {rule}, found {len(row)} in line {reader.line_num}{hint}")
             else:
                 rows.append(row)
                 lines.append(reader.line_num)
@@ -250,6 +327,11 @@ def _csv_rows(source: Path, text: str, separator: str) -> tuple[list[str], list[
     return names, rows, lines
 
 
+def _other_separator(names: Sequence[str], form: Form) -> str:
+    found = next((mark for mark in SEPARATORS if len(names) == 1 and mark in names[0]), None)
+    return f" (if columns are separated by {found!r}, {form.advice('separator', found)})" if found else ""
+
+
 def _names(source: Path, header: Sequence[str]) -> list[str]:
     """The columns' names; one without a name (pandas writes its row numbers so) is called by its place."""
     names = [name or f"column {index}" for index, name in enumerate(header, 1)]
@@ -260,7 +342,7 @@ def _names(source: Path, header: Sequence[str]) -> list[str]:
     return names
 
 
-def _parquet_columns(source: Path, content: bytes, missing: frozenset[str]) -> dict[str, Column]:
+def _parquet_columns(source: Path, content: bytes) -> dict[str, Column]:
     import pandas as pd
 
     try:
@@ -275,17 +357,18 @@ def _parquet_columns(source: Path, content: bytes, missing: frozenset[str]) -> d
     if not len(frame) or not len(frame.columns):
         raise ValueError(f"{source}: a table must have rows and columns, found {len(frame)} x {len(frame.columns)}")
     names = _names(source, [str(name) for name in frame.columns])
-    return {name: _typed(source, name, frame.iloc[:, i], missing) for i, name in enumerate(names)}
+    return {name: _typed(source, name, frame.iloc[:, i]) for i, name in enumerate(names)}
 
 
-def _typed(source: Path, name: str, series: pd.Series, missing: frozenset[str]) -> Column:
+def _typed(source: Path, name: str, series: pd.Series) -> Column:
     from pandas.api import types
 
     if types.is_bool_dtype(series.dtype):
         return np.array([None if absent else str(bool(value)) for value, absent in _pairs(series)], dtype=object)
     if types.is_integer_dtype(series.dtype):  # as text, as in a CSV file: an id may have more digits than a float64
-        exact = [None if absent else str(int(value)) for value, absent in _pairs(series)]
-        return _without(np.array(exact, dtype=object), missing)
+        return np.array([None if absent else str(int(value)) for value, absent in _pairs(series)], dtype=object)
+    if types.is_datetime64_any_dtype(series.dtype):
+        return np.array([None if absent else value.isoformat(" ") for value, absent in _pairs(series)], dtype=object)
     if types.is_numeric_dtype(series.dtype) and not types.is_complex_dtype(series.dtype):
         return series.astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan)
     values = [None if absent else value for value, absent in _pairs(series)]
@@ -293,7 +376,7 @@ def _typed(source: Path, name: str, series: pd.Series, missing: frozenset[str]) 
     if wrong is not None:
         rule = f"{source}: column `{name}` must hold numbers, text or booleans"
         raise ValueError(f"{rule}, found {type(wrong).__name__} {wrong}: turn it into one of them, or drop it")
-    return _without(np.array(values, dtype=object), MISSING_WORDS | missing)
+    return np.array(values, dtype=object)
 
 
 def _pairs(series: pd.Series) -> Iterable[tuple[Any, bool]]:
@@ -301,23 +384,12 @@ def _pairs(series: pd.Series) -> Iterable[tuple[Any, bool]]:
 
 
 def _without(column: Column, absent: frozenset[str]) -> Column:
+    if column.dtype != object:
+        return column
     return np.array([None if value in absent else value for value in column.tolist()], dtype=object)
 
 
-def _given(column: Column) -> np.ndarray:
-    """Which entries are not missing."""
-    import pandas as pd
-
-    return np.asarray(~pd.isna(column))
-
-
-def _as_numbers(column: Column) -> np.ndarray:
-    """Entries as float64, NaN where they are missing or no numbers."""
-    import pandas as pd
-
-    return np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
-
-
-def _plain(value: str) -> str:
-    whole = _WHOLE.fullmatch(value)
-    return whole[1] if whole else value
+def _taken(column: Column, absent: frozenset[str]) -> dict[str, int]:
+    """{word that stands for "not given": rows}, empty entries left out."""
+    words = absent - {""}
+    return dict(Counter(value for value in column.tolist() if value in words)) if column.dtype == object else {}

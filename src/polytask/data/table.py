@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -27,8 +28,10 @@ from polytask.data.kinds import (
     check_target,
     guess_inputs,
     guess_targets,
+    odd_classes,
+    unread,
 )
-from polytask.data.sheet import FORMATS, Sheet, content_digest, kind_of, read_sheet
+from polytask.data.sheet import FORMATS, Form, Sheet, content_digest, kind_of, read_sheet
 from polytask.errors import nearest, one_of, whole
 from polytask.task import MISSING_CLASS, Task, binary, classification, regression
 
@@ -47,7 +50,8 @@ class Table(DataSet):
 
     Columns of numbers are standardised, a missing number being filled with the median and told by a further 0/1
     input; columns of categories become one 0/1 input for each, "not given" being a category too. Both are fitted on the
-    training rows only, by scikit-learn's SimpleImputer, StandardScaler and OneHotEncoder. The loss of a regression is
+    training rows only, by scikit-learn's SimpleImputer, StandardScaler and OneHotEncoder; the log counts what was
+    filled. The loss of a regression is
     measured in standard deviations of its training targets, while predictions and metrics are in the column's units.
     An entry missing in a target column is left missing: the row then teaches the other tasks only. Inputs are
     (N, D) float32; class targets are (N,) int64, others (N,) float32.
@@ -61,7 +65,7 @@ class Table(DataSet):
         targets: {column: ``binary``, ``classification`` or ``regression``}, or a list of columns, whose kinds are
             then guessed and logged: two values are binary, text and at most 20 whole numbers classes.
         inputs: {column: ``numeric`` or ``categorical``}, or a list of columns whose kinds are guessed, or None: all
-            other columns, but those with nothing to tell, ids and free text; the log says which.
+            other columns, but those with nothing to tell, ids, dates and free text; the log says which.
         classes: {target column: its classes in order}; those of the training rows, sorted, where it says nothing. The
             second of two is the positive one.
         names: {target column: the task's name}. Else it is the column's, ``.`` and ``/`` replaced.
@@ -78,7 +82,8 @@ class Table(DataSet):
         most: inputs that a column of categories makes at most, at least 2; its least frequent ones share the last.
         missing: entries that stand for "not given", besides empty ones, ``NA``, ``null`` and the like.
         encoding: of the text.
-        separator: what stands between entries of a line.
+        separator: what stands between entries of a line; ``\\t`` is a tab.
+        decimal: what stands before the decimals of a number, ``.`` or ``,``.
 
     Raises:
         ValueError: a setting is out of range; when it reads: the file is damaged (the line is named), a column is
@@ -119,6 +124,7 @@ class Table(DataSet):
         missing: list[str] | None = None,
         encoding: str = "utf-8",
         separator: str = ",",
+        decimal: str = ".",
     ) -> None:
         check_setting("targets", targets, TARGET_KINDS)
         if inputs is not None:
@@ -139,8 +145,8 @@ class Table(DataSet):
         self._settings = Settings(
             str(path), _pairs(targets), None if inputs is None else _pairs(inputs),
             tuple((name, tuple(values)) for name, values in (classes or {}).items()), tuple((names or {}).items()),
-            check_fractions(fractions), split, group, id, check_seed(seed), rare, most, tuple(missing or ()), encoding,
-            separator,
+            check_fractions(fractions), split, group, id, check_seed(seed), rare, most,
+            Form(encoding, separator, decimal, tuple(missing or ())),
         )  # fmt: skip
         self._metrics = dict(metrics or {})
         self._weights = dict(weights or {})
@@ -162,6 +168,11 @@ class Table(DataSet):
     def width(self) -> int:
         """How many numbers an example has once it is encoded: the width of the network's first layer."""
         return self._known().encoding.width
+
+    @property
+    def encoding(self) -> Encoding:
+        """How its columns become numbers, as fitted on the training rows."""
+        return self._known().encoding
 
     def load(self) -> Splits:
         """Reads, divides and encodes the table."""
@@ -185,7 +196,8 @@ class Table(DataSet):
         """Rows of another file, encoded as the training rows were; see `DataSet.read`.
 
         It must have the input columns; the id column stands beside predictions if it is there. Categories that no
-        training row had are taken as rare ones, or as none of those known.
+        training row had are taken as rare ones, or as none of those known, and missing numbers are filled as in
+        training; the log tells both.
 
         Raises:
             ValueError: the file is damaged, lacks a column, or (if `targets`) has a class that no training row had.
@@ -195,14 +207,19 @@ class Table(DataSet):
             return None
         fitted, settings = self._known(), self._settings
         sheet = settings.read(path)
-        inputs = torch.from_numpy(fitted.encoding.apply(sheet))
+        inputs, known = torch.from_numpy(fitted.encoding.apply(sheet)), {}
+        beside = {settings.id: sheet.text(settings.id).tolist()} if settings.id in sheet.columns else {}
+        if targets:
+            sheet.check_columns((goal.column for goal in fitted.goals), "a target")
+            known = {goal.name: goal.targets(sheet) for goal in fitted.goals}
         for column, found in fitted.encoding.unseen(sheet).items():
             logger.info("%s: `%s` has categories that no training row had: %s", path, column, _listed(found))
-        beside = {settings.id: sheet.text(settings.id).tolist()} if settings.id in sheet.columns else {}
-        if not targets:
-            return Examples(inputs, beside, {})
-        sheet.check_columns((goal.column for goal in fitted.goals), "a target")
-        return Examples(inputs, beside, {goal.name: goal.targets(sheet) for goal in fitted.goals})
+        _tell_filled(sheet, fitted.encoding)
+        return Examples(inputs, beside, known)
+
+    def take(self, sheet: Sheet) -> None:
+        """Takes its file as read already; nothing is logged."""
+        self._made = _prepare(self._settings, sheet)
 
     def _known(self) -> Fitted:
         return self._read().fitted if self._restored is None else self._restored
@@ -230,15 +247,13 @@ class Settings:
     seed: int
     rare: int
     most: int
-    missing: tuple[str, ...]
-    encoding: str
-    separator: str
+    form: Form
 
     def read(self, path: str | Path | None = None) -> Sheet:
-        """The table itself, or another one of that form."""
-        return read_sheet(
-            self.path if path is None else path, encoding=self.encoding, separator=self.separator, missing=self.missing
-        )
+        """The table itself, or another one, which must be of that form."""
+        if path is None:
+            return read_sheet(self.path, self.form)
+        return read_sheet(path, replace(self.form, fixed=True))
 
 
 @dataclass(frozen=True)
@@ -281,13 +296,13 @@ class Goal:
         words = sheet.categories(self.column)[rows].tolist()
         codes: dict[str | None, int] = {label: index for index, label in enumerate(self.labels)}
         codes[None] = MISSING_CLASS
-        for row, word in zip(rows, words, strict=True):
-            if word not in codes:
-                hint = nearest(str(word), self.labels[:SHOWN])
-                raise sheet.error(
-                    f"target `{self.column}` must be a class that training rows have, found {word!r} in "
-                    f"{sheet.where(int(row))}: {hint}"
-                )
+        new = set(words) - set(codes)
+        if new:
+            row, word = next((row, word) for row, word in zip(rows, words, strict=True) if word in new)
+            raise sheet.error(
+                f"target `{self.column}` must be a class that training rows have, found {word!r} in "
+                f"{sheet.where(int(row))}: {_nearest_class(str(word), self.labels)}"
+            )
         found = torch.tensor([codes[word] for word in words], dtype=torch.int64)
         return found.float().masked_fill(found == MISSING_CLASS, torch.nan) if self.kind == BINARY else found
 
@@ -336,6 +351,26 @@ class _Prepared:
 @functools.lru_cache(maxsize=2)  # a comparison makes the same data set for every one of its runs
 def _prepared(settings: Settings, digest: str) -> _Prepared:
     sheet = settings.read()
+    made = _prepare(settings, sheet)
+    _tell_filled(sheet, made.fitted.encoding)
+    for goal in made.fitted.goals:
+        if goal.kind != REGRESSION and (told := odd_classes(sheet.profile(goal.column))):
+            logger.warning("%s: target `%s` has %s", sheet.path, goal.column, told)
+    return made
+
+
+def table_of(sheet: Sheet, targets: dict[str, str], inputs: dict[str, str], **settings: Any) -> Table:
+    """The data set of a table that has been read already, in the form that `settings` tell; it reads nothing."""
+    form = sheet.form
+    made = Table(
+        str(sheet.path), targets, inputs, missing=list(form.missing), encoding=form.encoding, separator=form.separator,
+        decimal=form.decimal, **settings,
+    )  # fmt: skip
+    made.take(sheet)
+    return made
+
+
+def _prepare(settings: Settings, sheet: Sheet) -> _Prepared:
     inputs, targets = _kinds(sheet, settings)
     goals = tuple(_goal(sheet, settings, *target) for target in targets.items())
     parts = _divided(sheet, settings, goals)
@@ -350,7 +385,8 @@ def _kinds(sheet: Sheet, settings: Settings) -> tuple[dict[str, str], dict[str, 
     targets = dict(settings.targets)
     sheet.check_columns(targets, "a target")
     roles = [name for name in (settings.split, settings.group, settings.id) if name is not None]
-    sheet.check_columns(roles, "`split`, `group` and `id`")
+    for role in ("split", "group", "id"):
+        sheet.check_columns([name for name in [getattr(settings, role)] if name is not None], f"`{role}`")
     for name in targets:
         check_target(sheet, sheet.profile(name))
     guessed = guess_targets(sheet, [name for name, kind in targets.items() if not kind])
@@ -365,6 +401,9 @@ def _kinds(sheet: Sheet, settings: Settings) -> tuple[dict[str, str], dict[str, 
     sheet.check_columns(inputs, "an input")
     check_inputs_named(sheet, inputs)
     unknown = [name for name, kind in inputs.items() if not kind]
+    for name in unknown:
+        if (found := sheet.profile(name)).unread:
+            raise sheet.error(f"column `{name}` must hold numbers or text, found {unread(sheet, found)}")
     if unknown:
         found = guess_inputs(sheet, set(sheet.columns) - set(unknown))
         inputs |= {name: found[name].kind or "categorical" for name in unknown}  # it was named, so it is not left out
@@ -381,6 +420,18 @@ def _tell(sheet: Sheet, kinds: Mapping[str, str], left_out: Mapping[str, str]) -
         logger.info("%s: kinds guessed from the entries: %s", sheet.path, told)
     for name, reason in left_out.items():
         logger.info("%s: column `%s` is left out of the inputs: %s", sheet.path, name, reason)
+
+
+def _tell_filled(sheet: Sheet, encoding: Encoding) -> None:
+    """Logs how many missing numbers were filled, and with what."""
+    found = encoding.filled(sheet)
+    if found:
+        unsigned = ", which no input tells, as no training row lacked it"
+        told = (
+            f"`{name}` {count:,} with {column.fill:.6g}" + unsigned * (not column.indicator)
+            for name, (count, column) in found.items()
+        )
+        logger.info("%s: missing numbers are filled with the training rows' median: %s", sheet.path, "; ".join(told))
 
 
 def _goal(sheet: Sheet, settings: Settings, column: str, kind: str) -> Goal:
@@ -410,18 +461,19 @@ def _divided(sheet: Sheet, settings: Settings, goals: Sequence[Goal]) -> Rows:
     elif settings.group is not None:
         parts = by_group(sheet, settings.group, settings.fractions, settings.seed)
     else:
-        parts = by_fraction(sheet, [_strata(sheet, goal) for goal in goals], settings.fractions, settings.seed)
+        ordered = sorted(goals, key=lambda goal: goal.column)  # the order of targets must not change the parts
+        parts = by_fraction(sheet, [_strata(sheet, goal) for goal in ordered], settings.fractions, settings.seed)
     if settings.group is not None:
         check_groups(sheet, settings.group, parts)
     return parts
 
 
 def _strata(sheet: Sheet, goal: Goal) -> np.ndarray:
-    """What every row has for this target: its class, or (of a regression) whether there is a number; (N,)."""
+    """What every row has for this target: its class's place among all, sorted, or (of a regression) if it has one."""
     if goal.kind == REGRESSION:
         return np.isnan(sheet.numbers(goal.column)).astype(np.int64)
-    values = goal.targets(sheet).nan_to_num(MISSING_CLASS).long()
-    return values.masked_fill(values == MISSING_CLASS, len(goal.labels)).numpy()
+    places: dict[str | None, int] = {label: index for index, label in enumerate(_in_order(goal.labels))}
+    return np.array([places.get(word, len(places)) for word in sheet.categories(goal.column)], dtype=np.int64)
 
 
 def _measured(sheet: Sheet, goal: Goal, parts: Rows) -> Goal:
@@ -503,6 +555,12 @@ def _in_order(values: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(words, key=float))
     except ValueError:
         return tuple(sorted(words))
+
+
+def _nearest_class(word: str, labels: Sequence[str]) -> str:
+    """The class that it may have been, or some of those known."""
+    close = difflib.get_close_matches(word, labels, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"known: {_listed(labels)}"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 
 from polytask.data.base import only_split
-from polytask.data.encoding import NUMERIC
-from polytask.data.kinds import REGRESSION, TARGET_KINDS, Guess, guess_inputs, guess_targets
-from polytask.data.sheet import Profile, Sheet, read_sheet
-from polytask.data.table import SHOWN, Table, check_setting
+from polytask.data.encoding import NUMERIC, Encoding
+from polytask.data.entries import Profile
+from polytask.data.kinds import REGRESSION, TARGET_KINDS, Guess, guess_inputs, guess_targets, odd_classes
+from polytask.data.sheet import Form, Sheet, content_digest, read_sheet
+from polytask.data.table import SHOWN, check_setting, table_of
 from polytask.studies.store import write_text
 from polytask.task import Task
 
@@ -36,11 +37,16 @@ class Use:
         column: what it looks like.
         role: ``input``, ``target``, ``id``, ``group``, ``split`` or ``left out``.
         kind: the kind of input or target; why it is left out; "" for the others.
+        fill: what its missing entries were filled with: a number, ``a category``, or ``not filled`` in a target; "" if
+            there are none, or it is neither.
+        indicator: whether a further input tells that a number is missing.
     """
 
     column: Profile
     role: str
     kind: str
+    fill: str = ""
+    indicator: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,14 @@ class First:
         uses: what the columns were taken for, in the table's order.
         rows: rows of the table.
         width: numbers that an encoded example has.
+        notes: what the user should look at, a line each.
     """
 
     path: Path
     uses: tuple[Use, ...]
     rows: int
     width: int
+    notes: tuple[str, ...] = ()
 
 
 def first_config(
@@ -71,6 +79,7 @@ def first_config(
     missing: Sequence[str] = (),
     encoding: str = "utf-8",
     separator: str = ",",
+    decimal: str = ".",
     overwrite: bool = False,
 ) -> First:
     """Looks at a table, guesses what its columns are, and writes a YAML file that trains on it as it stands.
@@ -79,7 +88,7 @@ def first_config(
         data: the table, see `polytask.data.Table`.
         targets: the columns to predict.
         out: the YAML file; beside the table, with its name, if None.
-        id, group, split, missing, encoding, separator: as in `polytask.data.Table`.
+        id, group, split, missing, encoding, separator, decimal: as in `polytask.data.Table`.
         overwrite: replace a YAML file that is already there.
 
     Raises:
@@ -87,33 +96,45 @@ def first_config(
         FileNotFoundError: there is no such table, or no folder to write into.
     """
     source = Path(data)
+    form = Form(encoding, separator, decimal, tuple(missing), prefix="--")
+    content_digest(source)  # there must be such a file
     plain = source.with_suffix("") if source.suffix.lower() == ".gz" else source
     path = plain.with_suffix(".yaml") if out is None else Path(out)
     _check_path(path, overwrite)
-    check_setting("targets", targets, TARGET_KINDS)
-    sheet = read_sheet(source, encoding=encoding, separator=separator, missing=missing)
+    check_setting("--targets", targets, TARGET_KINDS)
+    sheet = read_sheet(source, form)
     for name in targets:
         if fault := _unwritable(name):
             raise ValueError(f"a target must have a name that a configuration can hold, found `{name}`: {fault}")
     sheet.check_columns(targets, "a target")
     roles = {"id": id, "group": group, "split": split}
-    sheet.check_columns([name for name in roles.values() if name is not None], "`id`, `group` and `split`")
+    for role, name in roles.items():
+        sheet.check_columns([name] if name is not None else [], f"`--{role}`")
+        if name in targets:
+            raise ValueError(f"`--{role}` must be no target, found `{name}`")
     kinds = guess_targets(sheet, targets)
     guesses = _guesses(sheet, (*targets, *(name for name in roles.values() if name is not None)))
     if id is None:
         roles["id"] = next((name for name, guess in guesses.items() if guess.names_rows), None)
-    settings: dict[str, Any] = {key: value for key, value in roles.items() if value is not None}
-    settings |= {"missing": list(missing)} if missing else {}
-    settings |= {"encoding": encoding} if encoding != "utf-8" else {}
-    settings |= {"separator": separator} if separator != "," else {}
+    given_roles = {key: value for key, value in roles.items() if value is not None}
     inputs = {name: guess.kind for name, guess in guesses.items() if guess.kind}
-    table = Table(str(source), kinds, inputs, **settings)
+    table = table_of(sheet, kinds, inputs, **given_roles)
     names = dict(zip(targets, table.tasks, strict=True))
     train = len(only_split(table.load().train, "a table").inputs)
-    uses = tuple(_use(sheet.profile(name), kinds, guesses, roles) for name in sheet.columns)
-    text = _text(path, source, uses, settings, names, table.width, sheet.rows, train)
+    uses = tuple(_use(sheet.profile(name), kinds, guesses, roles, table.encoding) for name in sheet.columns)
+    notes = tuple(note for use in uses for note in _notes(use))
+    text = _text(path, source, uses, given_roles | _form(sheet.form), names, table.width, sheet.rows, train, notes)
     write_text(path, text)
-    return First(path, uses, sheet.rows, table.width)
+    return First(path, uses, sheet.rows, table.width, notes)
+
+
+def _form(form: Form) -> dict[str, Any]:
+    """The settings of a `Table` that tell how it is written, those that differ from its defaults."""
+    found = {
+        "missing": list(form.missing), "encoding": form.encoding, "separator": form.separator, "decimal": form.decimal
+    }  # fmt: skip
+    plain = Form()
+    return {key: value for key, value in found.items() if value != getattr(plain, key) and value != []}
 
 
 def _check_path(path: Path, overwrite: bool) -> None:
@@ -139,22 +160,47 @@ def _unwritable(name: str) -> str:
 
 
 def _use(
-    found: Profile, kinds: Mapping[str, str], guesses: Mapping[str, Guess], roles: Mapping[str, str | None]
-) -> Use:
+    found: Profile, kinds: Mapping[str, str], guesses: Mapping[str, Guess], roles: Mapping[str, str | None],
+    encoding: Encoding,
+) -> Use:  # fmt: skip
+    missing = found.given < found.rows
     if found.name in kinds:
-        return Use(found, "target", kinds[found.name])
+        return Use(found, "target", kinds[found.name], "not filled" * missing)
     role = next((role for role, name in roles.items() if name == found.name), None)
     if role is not None:
         return Use(found, role, "")
     guess = guesses[found.name]
-    return Use(found, "input", guess.kind) if guess.kind else Use(found, "left out", guess.reason)
+    if not guess.kind:
+        return Use(found, "left out", guess.reason)
+    number = next((column for column in encoding.numeric if column.name == found.name), None)
+    fill = "a category" if number is None else f"{number.fill:.6g}"
+    return Use(found, "input", guess.kind, fill * missing, number is not None and number.indicator)
+
+
+def _notes(use: Use) -> list[str]:
+    """What the user should look at in a column."""
+    found, name = use.column, _comment(use.column.name)
+    notes = []
+    if use.role == "target" and use.kind != REGRESSION and (told := odd_classes(found)):
+        notes.append(f"target `{name}` has {told}")
+    if use.kind == NUMERIC and found.whole and found.distinct == found.rows:
+        notes.append(f"input `{name}` has another whole number in every row: if it is an id, name it with --id")
+    if not found.numeric:  # among numbers such words can mean nothing else
+        rename = "rename them if they mean something"
+        notes += [
+            f"`{name}` has {rows:,} entries {_comment(repr(word))}, taken for not given: {rename}"
+            for word, rows in found.absent.items()
+        ]
+    return notes
 
 
 def _text(
     path: Path, source: Path, uses: Sequence[Use], settings: Mapping[str, Any], names: Mapping[str, Task],
-    width: int, rows: int, train: int,
+    width: int, rows: int, train: int, notes: Sequence[str],
 ) -> str:  # fmt: skip
     inputs = [use for use in uses if use.role == "input"]
+    found = {use.column.name: use for use in uses}
+    targets = [found[name] for name in names]  # in the user's order
     left_out = [f"#   {_comment(use.column.name)}: {_comment(use.kind)}" for use in uses if use.role == "left out"]
     batch = next((size for below, size in BATCH_SIZES if train < below), LARGEST_BATCH)
     run = f"runs/{path.stem}"
@@ -165,14 +211,15 @@ def _text(
         f"#   polytask compare {path.name} --methods UPGrad --seeds 0,1,2",
         f"#   polytask predict {run} new.csv --out predictions.csv",
         *(["# Columns left out of the inputs:", *left_out] if left_out else []),
+        *(["# To look at:", *(f"#   {note}" for note in notes)] if notes else []),
         "data:",
         "  class_path: Table",
         "  init_args:",
         f"    path: {_word(_relative(source, path.parent))} # relative to this file",
         "    inputs: # numeric or categorical",
-        *(f"      {_word(use.column.name)}: {use.kind}{_about(use.column, use.kind)}" for use in inputs),
+        *(f"      {_word(use.column.name)}: {use.kind}{_about(use)}" for use in inputs),
         "    targets: # binary, classification or regression; one task each",
-        *(f"      {_word(name)}: {_kind(task)}{_about_task(task)}" for name, task in names.items()),
+        *(f"      {_word(use.column.name)}: {use.kind}{_about_task(use, names[use.column.name])}" for use in targets),
         *(f"    {key}: {_value(value)}" for key, value in settings.items()),
         *([] if "split" in settings else ["    fractions: [0.7, 0.15, 0.15] # of rows to train, validate and test"]),
         "model:",
@@ -210,18 +257,27 @@ def _kind(task: Task) -> str:
     return type(task).__name__.lower()
 
 
-def _about(found: Profile, kind: str) -> str:
-    missing = 100 * (1 - found.given / found.rows)
-    told = [f"{found.distinct} categories"] * (kind != NUMERIC) + [f"{missing:.2g} % missing"] * (missing > 0)
+def _about(use: Use) -> str:
+    found = use.column
+    told = [f"{found.distinct} categories"] * (use.kind != NUMERIC) + _missing(use)
     told += [f"numbers and text, such as {_comment(found.mixed)}"] * bool(found.mixed)
     return f" # {', '.join(told)}" if told else ""
 
 
-def _about_task(task: Task) -> str:
-    if _kind(task) == REGRESSION:
-        return ""
+def _missing(use: Use) -> list[str]:
+    absent = use.column.rows - use.column.given
+    if not absent:
+        return []
+    how = f"filled with {use.fill}" if use.kind == NUMERIC else use.fill
+    how += ", told by a further input" * use.indicator
+    return [f"{absent:,} missing ({100 * absent / use.column.rows:.2g} %): {how}"]
+
+
+def _about_task(use: Use, task: Task) -> str:
     shown = ", ".join(_comment(label) for label in task.labels[:SHOWN])
-    return f" # {len(task.labels)} classes: {shown}" + ", ..." * (len(task.labels) > SHOWN)
+    told = [f"{len(task.labels)} classes: {shown}" + ", ..." * (len(task.labels) > SHOWN)] * bool(task.labels)
+    told += _missing(use)
+    return f" # {'; '.join(told)}" if told else ""
 
 
 def _relative(source: Path, folder: Path) -> str:
