@@ -215,7 +215,7 @@ def test_front_reports(tmp_path, capsys):
     out = str(tmp_path / "f")
     assert main(["front", path, "--out", out, "--jobs", "1", "--front.against", "null"]) == 0
     text, log = capsys.readouterr()
-    assert "hypervolume" in text and "report.html" in text and "2 of 2 runs" in log
+    assert "Hypervolume" in text and "report.html" in text and "2 of 2 runs" in log
     assert main(["report", out]) == 0
     assert "Chebyshev" in capsys.readouterr().out
     assert main(["front", path, "--print_config"]) == 0

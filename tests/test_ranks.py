@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ENDS = """
 import sys, weakref
 import torch
 from torch import distributed
-import polytask
+{first}
 
 distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
 group = weakref.ref(distributed.group.WORLD)
@@ -20,7 +23,16 @@ assert group() is None
 """
 
 
-def test_a_destroyed_process_group_is_gone(tmp_path: Path):
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "1"}
+
+
+@pytest.mark.parametrize(
+    ("first", "launcher"),
+    [("import polytask", TORCHRUN), ("from polytask import balance", {})],
+    ids=["torchrun", "else"],
+)
+def test_a_destroyed_process_group_is_gone(first: str, launcher: dict[str, str], tmp_path: Path):
     """Otherwise its threads run on while the interpreter ends, which now and then aborts."""
-    done = subprocess.run([sys.executable, "-c", ENDS, tmp_path / "store"], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", ENDS.replace("{first}", first), tmp_path / "store"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | launcher)
     assert done.returncode == 0, done.stderr

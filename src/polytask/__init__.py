@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from polytask.launched import by_torchrun
+
 if TYPE_CHECKING:
     from polytask import data, distillation, models, schedules, studies
     from polytask.balancing import Accumulator, aggregation, balance, scalarization
@@ -40,6 +42,9 @@ _HOMES = {
 }
 """Where each name is imported from when it is first used: a program waits for no more than it needs, and
 `polytask --help` not even for torch."""
+
+if by_torchrun():  # `ranks` must be imported before the process group is made, which a program may do next
+    importlib.import_module("polytask.ranks")
 
 
 def __getattr__(name: str) -> Any:

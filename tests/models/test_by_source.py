@@ -64,7 +64,9 @@ def test_names_are_checked_at_the_door():
         trainer().predict(x, "rihgt")
     with pytest.raises(ValueError, match="every encoder must have a source, found none for `right`"):
         trainer().fit({"left": part(8, 3, "abc")}, epochs=1)
-    with pytest.raises(ValueError, match="found none for ``"):
+    with pytest.raises(
+        ValueError, match="must be told which one inputs come from, found none told: name one of `left`, `right`"
+    ):
         network()(x)
     with pytest.raises(ValueError, match="at least one source, found none"):
         BySource({})

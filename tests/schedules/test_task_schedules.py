@@ -472,7 +472,7 @@ def test_a_missing_column_names_its_callback(kind: str, message: str):
 )
 def test_a_column_that_a_callback_does_not_write_names_the_cause(kind: str, cause: str):
     x, y = data(24, "abc")
-    parts = {name: (x, {name: y[name]}) for name in "abc"}
+    parts = {names: (x, {name: y[name] for name in names}) for names in ("ac", "b")}
     looks = [pt.callbacks.GradientCosines(1), pt.callbacks.PredictionCorrelation("a")]
     made = trainer(names="abc", schedule=BySimilarity("b", kind), callbacks=looks)
     with pytest.raises(ValueError, match=cause):

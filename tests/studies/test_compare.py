@@ -176,7 +176,11 @@ def test_reading_what_is_not_a_study_is_refused(tmp_path):
 EXAMPLES = sorted(Path(__file__).parents[2].glob("examples/*.yaml"))
 COMPARISONS = [path for path in EXAMPLES if "methods" in yaml.safe_load(path.read_text())]
 DISTILLED = [path for path in COMPARISONS if "studies.trained" in path.read_text()]  # they need trained teachers
-TEACHERS = {"distilled_multimnist": "monitored_multimnist", "distilled_animals": "animals"}
+TEACHERS = {
+    "distilled_multimnist": "monitored_multimnist",
+    "distilled_animals": "animals",
+    "distilled_sentiment": "sentiment",
+}
 COMPARISONS = [path for path in COMPARISONS if path not in DISTILLED]
 
 
@@ -190,10 +194,10 @@ def test_every_example_is_a_sound_comparison(path):
 @pytest.mark.parametrize("path", DISTILLED, ids=lambda path: path.stem)
 def test_the_distilled_examples_are_taught_by_the_single_task_runs_of_their_own_seed(path, tmp_path, monkeypatch):
     teachers = plan(path.with_stem(TEACHERS[path.stem]))
-    place = {"monitored_multimnist": "monitored_multimnist", "animals": "animals/methods"}[TEACHERS[path.stem]]
+    place = {"monitored_multimnist": "", "animals": "/methods", "sentiment": "/methods"}[TEACHERS[path.stem]]
     for seed in teachers.seeds:
         config = {**teachers.methods["single-task"], "seed": seed}
-        folder = tmp_path / "runs" / place / teachers.folders["single-task"] / f"seed-{seed}"
+        folder = tmp_path / f"runs/{TEACHERS[path.stem]}{place}" / teachers.folders["single-task"] / f"seed-{seed}"
         spec.build(config).trainer.save(folder)
         (folder / "config.yaml").write_text(spec.dump(config))
     monkeypatch.chdir(tmp_path)

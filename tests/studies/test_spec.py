@@ -127,7 +127,7 @@ BAD_OBJECTS = [
         {"trainer.schedule": {"class_path": "AlternateEpochs", "init_args": {"shared": 0, "specific": 0}}},
         "alternate training must update at least one block, found shared=0 and specific=0",
     ),
-    ({"model.trunk.widths": [0]}, "`width` must be at least 1, found 0"),
+    ({"model.trunk.widths": [0]}, "`widths` must be at least 1, found 0"),
     ({"trainer.precision": "16"}, "`precision` must be one of"),
 ]
 

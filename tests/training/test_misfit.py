@@ -60,7 +60,6 @@ def test_the_source_is_named(part: str):
     ("model", "layer", "shape"),
     [
         (lambda: HardSharing(MLP(3, [4]), heads(6)), "heads.a", (8, 4)),
-        (lambda: MMoE([nn.Linear(3, 4), nn.Linear(3, 4)], 2, heads()), "gates.a.1", (8, 3)),
         (
             lambda: HardSharing(nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(2, 4, 1)), heads()),
             "trunk.1",
@@ -76,6 +75,12 @@ def test_a_layer_further_on_is_told_with_what_it_was_given(model: Any, layer: st
     assert "MLP" not in str(caught.value)
 
 
+def test_a_gate_is_named_itself():
+    model = MMoE([nn.Linear(3, 4), nn.Linear(3, 4)], 2, heads())
+    with pytest.raises(ValueError, match="`gates` must be how many numbers a gate reads, 3, found 2"):
+        trainer(model).fit(data(24), epochs=1)
+
+
 class Broken(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise RuntimeError("out of luck")
@@ -87,13 +92,13 @@ def test_other_errors_stay_as_they_are():
 
 
 def test_a_configuration_is_advised_of_an_mlp_s_width_only_where_an_mlp_refuses():
-    from polytask.studies.run import _check_source
+    from polytask.studies.network import _check_source
 
-    x, experts = data(2)[0], [nn.Linear(3, 4), nn.Linear(3, 4)]
+    x = data(2)[0]
     with pytest.raises(
         ValueError, match=r"of shape \(3,\) \(`inputs: 3` of a first MLP\), as the data have, .*`trunk.0`"
     ):
         _check_source(trainer(narrow()), x, "")
-    with pytest.raises(ValueError, match=r"of shape \(3,\), as the data have, .*`gates.a.1`") as caught:
-        _check_source(trainer(MMoE(experts, 2, heads())), x, "")
+    with pytest.raises(ValueError, match=r"of shape \(3,\), as the data have, .*`trunk`") as caught:
+        _check_source(trainer(HardSharing(nn.Linear(2, 4), heads())), x, "")
     assert "MLP" not in str(caught.value)

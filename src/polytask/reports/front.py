@@ -124,7 +124,7 @@ def front_terminal(front: Front) -> RenderableType:
 
     views = [front.view(kind) for kind in KINDS]
     table = volume_table(front, views)
-    shown = Rich(box=box.SIMPLE_HEAD)
+    shown = Rich(box=box.SIMPLE_HEAD, title="Hypervolume", title_justify="left")
     for number, (head, note) in enumerate(table.heads):
         heading = Text.assemble(head, (f"\n{note}" if note else "", "dim"))
         shown.add_column(heading, justify="left" if number < table.names else "right")
