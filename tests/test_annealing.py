@@ -478,7 +478,7 @@ def test_teachers_keep_every_bit_and_are_in_no_checkpoint():
         (lambda: annealing(1.5), ValueError, "`start`, a teacher's share, must be in [0, 1], found 1.5"),
         (lambda: TeacherAnnealing(teacher(), end=-0.1), ValueError, "`end`, a teacher's share, must be in [0, 1], found -0.1"),
         (lambda: TeacherAnnealing(teacher(), start=math.nan), ValueError, "must be in [0, 1], found nan"),
-        (lambda: annealing(temperature=0.0), ValueError, "`temperature` must be above 0, found 0"),
+        (lambda: annealing(temperature=0.0), ValueError, "`temperature` must be above 0 and finite, found 0"),
         (lambda: annealing(steps=0), ValueError, "`steps` must be at least 1, found 0"),
         (lambda: annealing(cache_limit=-1), ValueError, "`cache_limit` must be at least 0, found -1"),
         (lambda: TeacherAnnealing({}), TypeError, "`teachers` must be a polytask model or {task: network}, found {}"),

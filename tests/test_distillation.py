@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.data import two_sources
 from tests.helpers import SaveAll, Witness, adam, block_state, data, digits, network, same, sgd, tasks, trainer, weights
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 import polytask as pt
 from polytask.distillation import FeatureDistillation, LogitDistillation, kdmtl
@@ -428,7 +430,8 @@ def test_student_outputs_follow_the_teacher_s_without_a_label():
         (lambda: FeatureDistillation("a", teacher(), 3), TypeError, "`adaptor` must be a module, found int for task `a`"),
         (lambda: FeatureDistillation("a", teacher("partitioned"), nn.Identity()), ValueError, "a teacher must tell its features, found Partitioned without a boundary"),
         (lambda: FeatureDistillation("a", teacher(), nn.Identity(), weight=0), ValueError, "`weight` must be above 0, found 0"),
-        (lambda: LogitDistillation("a", teacher(), temperature=0), ValueError, "`temperature` must be above 0, found 0"),
+        (lambda: LogitDistillation("a", teacher(), temperature=0), ValueError, "`temperature` must be above 0 and finite, found 0"),
+        (lambda: LogitDistillation("a", teacher(), temperature=math.inf), ValueError, "`temperature` must be above 0 and finite, found inf"),
         (lambda: kdmtl({"a": teacher()}, adaptors()), ValueError, "`teachers` and `adaptors` must be for the same tasks, found ['a'] and ['a', 'b']"),
         (lambda: kdmtl({n: teacher() for n in "ab"}, adaptors(), {"a": 1.0}), ValueError, "`teachers` and `weights` must be for the same tasks"),
         (lambda: kdmtl({n: teacher() for n in "ab"}, dict.fromkeys("ab", nn.Identity())), ValueError, "an adaptor of its own"),
@@ -541,3 +544,54 @@ def test_a_rehearsal_leaves_the_network_as_it_was():
     assert same(weights(model) | weights(adaptor), before) and torch.equal(torch.get_rng_state(), random)
     assert all(module.training for module in (*model.modules(), *(part for term in terms for part in term.modules())))
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class OfLeft(pt.objective.Objective):
+    """A term of one's own that concerns one source alone."""
+
+    def __init__(self) -> None:
+        super().__init__("left-only")
+
+    def count(self, batch: pt.Batch) -> int:
+        return batch.size if batch.source == "left" else 0
+
+    def forward(self, context: Context) -> torch.Tensor:
+        if context.batch.source != "left":
+            raise ValueError("the term must be asked about `left` only, found another source")
+        return context.predictions["a"].square().mean()
+
+
+@pytest.mark.parametrize("mixture", [pt.data.Zip, pt.data.RoundRobin])
+def test_a_term_is_asked_about_the_batches_that_concern_it_alone(mixture: Any):
+    fit = two_sources.trainer(mixture=mixture, objectives=[OfLeft()])
+    fit.rehearse(two_sources.both())
+    history = fit.fit(two_sources.both(), epochs=1)
+    assert math.isfinite(history.column("train/left-only/loss")[0])
+    assert math.isfinite(fit.objective_values(two_sources.both())["left-only/value"])
+
+
+class Drawn(pt.objective.Objective):
+    """A term of one's own that draws."""
+
+    def __init__(self) -> None:
+        super().__init__("drawn")
+
+    def forward(self, context: Context) -> torch.Tensor:
+        return context.features.square().mean() * torch.rand(()).add(0.5)
+
+
+def test_a_rehearsal_changes_no_random_stream_and_no_order_of_the_data():
+    def served(rehearsed: bool) -> tuple[Any, torch.Tensor]:
+        x, y = data()
+        rows = [{"x": x[i], "a": y["a"][i], "b": y["b"][i]} for i in range(24)]
+        batches = DataLoader(rows, 6, shuffle=True, generator=torch.Generator().manual_seed(5))  # pyright: ignore[reportArgumentType]
+        torch.manual_seed(9)
+        fit = trainer(network(), objectives=[Drawn()])
+        if rehearsed:
+            fit.rehearse(batches)
+        after = torch.get_rng_state()
+        fit.fit(batches, epochs=2)
+        return weights(fit.model), after
+
+    (plain, before), (rehearsed, after) = served(False), served(True)
+    assert torch.equal(before, after) and same(plain, rehearsed)

@@ -438,7 +438,7 @@ def test_a_mapping_is_served_in_proportion_and_evaluated_in_order():
     assert isinstance(as_source(both(), BY_NAME, batch_size=4, shuffle=False, where="test"), Chain)
     chosen = as_source(both(), BY_NAME, batch_size=4, shuffle=True, where="train", mixture=RoundRobin)
     assert isinstance(chosen, RoundRobin)
-    assert as_source(mixed, BY_NAME, batch_size=4, shuffle=True, where="train", mixture=RoundRobin) is mixed
+    assert as_source(mixed, BY_NAME, batch_size=4, shuffle=True, where="train") is mixed
 
 
 def test_figures_of_a_mixture_are_those_of_its_sources():
@@ -661,6 +661,19 @@ def test_the_trainer_refuses_what_makes_no_mixture():
         trainer(mixture=Adaptive).fit(both(), epochs=1)
     with pytest.raises(ValueError, match="at least one source, found none"):
         trainer().fit({}, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("made", "found"),
+    [
+        (lambda: Temperature(both(), T=1, batch_size=4), "a Temperature"),
+        (lambda: part(8, 3, "abc"), "one pair of inputs and targets"),
+        (lambda: Rows(*part(8, 3, "abc")), "a Rows"),
+    ],
+)
+def test_a_mixture_is_not_passed_over_where_there_is_nothing_to_mix(made: Callable[[], Any], found: str):
+    with pytest.raises(ValueError, match=f"train: `mixture` serves data of several sources.*found {found} beside it"):
+        trainer(mixture=RoundRobin).fit(made(), epochs=1)
 
 
 def test_who_forgets_the_source_is_told_the_names():

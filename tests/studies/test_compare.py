@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.studies.conftest import comparison
+from torch import nn
 
 import polytask as pt
 from polytask.studies import executors, read_comparison, spec
@@ -75,6 +76,29 @@ def test_whatever_a_users_class_raises_the_other_runs_go_on(quick, tmp_path, mon
     study = pt.compare(quick, folder=tmp_path, jobs=1, progress=False)
     assert [record.state for record in study.records] == ["done", "failed"] * 2
     assert [record.error for record in study.failed] == ["KeyError: 'digit'"] * 2
+
+
+class Refusing(nn.Module):
+    """A user's own trunk."""
+
+    def __init__(self, inputs: int, widths: list[int], error: str) -> None:
+        super().__init__()
+        self.layer = nn.Linear(inputs, widths[-1])
+        self.error = {"ValueError": ValueError, "RuntimeError": RuntimeError}[error]
+
+    def forward(self, inputs):
+        raise self.error("this trunk must have a licence, found none")
+
+
+@pytest.mark.parametrize("error", ["ValueError", "RuntimeError"])
+def test_a_network_that_refuses_its_first_batch_is_recorded_and_the_others_go_on(quick, tmp_path, error):
+    trunk = {"class_path": f"tests.studies.test_compare.{Refusing.__name__}", "init_args": {"error": error}}
+    quick["methods"] = {"wrong": {"model": {"init_args": {"trunk": trunk}}}} | quick["methods"]
+    quick["seeds"] = [0]
+    study = pt.compare(quick, folder=tmp_path, jobs=1, progress=False)
+    assert [r.state for r in study.records] == ["failed", "done", "done"]
+    assert "this trunk must have a licence, found none" in study.failed[0].error
+    assert figures(read_comparison(tmp_path)) == figures(study)  # a report shows that it failed, too
 
 
 @pytest.mark.slow

@@ -12,8 +12,10 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.helpers import data, trainer
 
 import polytask as pt
+from polytask.data import Split
 from polytask.studies import read_record, run, spec
 from polytask.studies.store import Locked, lock, lock_holder, safe_names
 from polytask.studies.trained_runs import evaluate_run
@@ -171,6 +173,23 @@ def test_a_run_that_breaks_is_recorded_with_one_line(config, tmp_path):
     record = run(config, tmp_path / "a")
     assert record.state == "failed" and "did you mean `validation/loss`?" in record.error
     assert "\n" not in record.error and read_record(tmp_path / "a") == record
+
+
+def test_the_first_losses_of_a_run_are_taken_once(config, tmp_path, monkeypatch):
+    taken, made = [], pt.Trainer.rehearse
+    monkeypatch.setattr(pt.Trainer, "rehearse", lambda self, train: taken.append(made(self, train)))
+    run(config, tmp_path / "a")
+    assert len(taken) == 1
+
+
+def test_costs_are_measured_on_the_device_of_the_network(monkeypatch):
+    """A run looks at its network first, which places it; meta stands for any device but the CPU."""
+    looked = []
+    monkeypatch.setattr(run_module, "measure", lambda trainer, source: looked.extend(next(source.steps(0))))
+    made = trainer()
+    made.model.to("meta")
+    run_module.cost_of_training(made, Split(*data()))
+    assert {batch.inputs.device.type for batch in looked} == {"meta"}
 
 
 def test_nothing_is_written_where_the_data_are_missing(config, tmp_path):

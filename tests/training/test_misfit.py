@@ -27,6 +27,11 @@ def narrow() -> pt.models.Model:
     return HardSharing(MLP(2, [4]), heads())
 
 
+def gated() -> pt.models.Model:
+    """Gates of the user's own, of another width than the inputs; polytask's tell it by their argument."""
+    return MMoE([nn.Linear(3, 4), nn.Linear(3, 4)], {name: nn.Linear(2, 2) for name in "ab"}, heads())
+
+
 ALTERNATE = pt.schedules.AlternateEpochs
 FIRST = r"found that `trunk.0`, Linear\(in_features=2, .*\), refuses inputs of shape \({0}, 3\), in a batch of shape "
 
@@ -60,6 +65,7 @@ def test_the_source_is_named(part: str):
     ("model", "layer", "shape"),
     [
         (lambda: HardSharing(MLP(3, [4]), heads(6)), "heads.a", (8, 4)),
+        (gated, "gates.a", (8, 3)),
         (
             lambda: HardSharing(nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(2, 4, 1)), heads()),
             "trunk.1",
@@ -99,6 +105,6 @@ def test_a_configuration_is_advised_of_an_mlp_s_width_only_where_an_mlp_refuses(
         ValueError, match=r"of shape \(3,\) \(`inputs: 3` of a first MLP\), as the data have, .*`trunk.0`"
     ):
         _check_source(trainer(narrow()), x, "")
-    with pytest.raises(ValueError, match=r"of shape \(3,\), as the data have, .*`trunk`") as caught:
-        _check_source(trainer(HardSharing(nn.Linear(2, 4), heads())), x, "")
+    with pytest.raises(ValueError, match=r"of shape \(3,\), as the data have, .*`gates.a`") as caught:
+        _check_source(trainer(gated()), x, "")
     assert "MLP" not in str(caught.value)

@@ -42,8 +42,13 @@ def as_source(
 
     Raises:
         TypeError: the data are none of these, or `mixture` makes no source.
-        ValueError: the mapping holds no source, or one of a wrong name.
+        ValueError: the mapping holds no source, or one of a wrong name, or there is a `mixture` and no mapping.
     """
+    if mixture is not None and not isinstance(data, Mapping):
+        raise ValueError(
+            f"{where}: `mixture` serves data of several sources, {{name: data}}, found {_kind(data)} beside it: leave "
+            "it out, or name the sources"
+        )
     if isinstance(data, Source):
         return data
     if isinstance(data, DataLoader):
@@ -79,6 +84,10 @@ def _mixed(sources: Mapping[str, Source], mixture: MixtureFactory) -> Source:
     if not isinstance(mixed, Source):
         raise TypeError(f"`mixture` must make a polytask source, found {type(mixed).__name__}")
     return mixed
+
+
+def _kind(data: Any) -> str:
+    return "one pair of inputs and targets" if isinstance(data, tuple) else f"a {type(data).__name__}"
 
 
 def as_inputs(inputs: Any, device: torch.device) -> Any:

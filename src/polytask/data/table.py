@@ -75,7 +75,7 @@ class Table(DataSet):
             have the rows for it. A class of too few rows is in training at least.
         split: a column with ``train``, ``validation`` or ``test`` in every row, in place of `fractions`.
         group: a column whose equal entries must stay together, such as a patient's number. `fractions` are then
-            those of the groups; with `split`, a group in two parts is refused.
+            those of the groups, drawn whatever their classes; with `split`, a group in two parts is refused.
         id: a column that names rows; it is no input, and stands beside predictions.
         seed: of the division into parts, 0..2**32 - 1.
         rare: categories of fewer training rows share one input, as do those never seen; at least 1.

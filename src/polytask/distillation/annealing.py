@@ -81,7 +81,7 @@ class TeacherAnnealing(Callback):
         start: the teacher's share in the first step, in [0, 1].
         end: its share in the last, in [0, 1]; equal to `start` for a fixed share: 1 fits the teachers, 0 is training
             without them (with `unlabelled` False, where targets are missing).
-        temperature: T, above 0; 1 as in the paper.
+        temperature: T, above 0 and finite; 1 as in the paper.
         unlabelled: teach examples without a target; False leaves them out, as they are without teachers.
         steps: optimizer steps from `start` to `end`, at least 1; all steps of the fit if None, which needs a source
             that knows its length.

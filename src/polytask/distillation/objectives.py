@@ -190,7 +190,7 @@ class LogitDistillation(_Distillation):
         task: whose teacher it is.
         teacher: a trained `Model` that answers the task, or any module from the same inputs to raw outputs. It is
             copied.
-        temperature: T, above 0.
+        temperature: T, above 0 and finite.
         weight: fixed weight, above 0.
         name: of the objective; ``<task>-outputs`` if None.
         cache_limit: as for `FeatureDistillation`, of its outputs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -95,9 +96,9 @@ def check_taught(task: str, tasks: Mapping[str, Task]) -> None:
 
 
 def check_temperature(temperature: float) -> None:
-    """Raises `ValueError` unless it is above 0."""
-    if not temperature > 0:
-        raise ValueError(f"`temperature` must be above 0, found {temperature}")
+    """Raises `ValueError` unless it is above 0 and finite."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"`temperature` must be above 0 and finite, found {temperature}")
 
 
 def check_outputs(task: str, outputs: Tensor, wanted: Tensor) -> None:

@@ -174,7 +174,8 @@ def _one(job: Job, overwrite: bool) -> RunRecord:
 
 
 def _train(job: Job, overwrite: bool) -> RunRecord:
-    return run(job.config, job.folder, method=job.method, overwrite=overwrite, wait=ORPHAN_SECONDS)
+    # not rehearsed: what cannot be trained must be on disk too, or reports would leave the method out
+    return run(job.config, job.folder, method=job.method, overwrite=overwrite, wait=ORPHAN_SECONDS, rehearse=False)
 
 
 def _stop_workers(todo: Sequence[Job]) -> None:

@@ -41,7 +41,7 @@ def _check_source(trainer: Trainer, inputs: Tensor, source: str) -> None:
     shape, whose = tuple(inputs.shape[1:]), f" from source `{source}`" if source else ""
     try:
         found = trainer.predict(inputs, source)
-    except (RuntimeError, Misfit) as error:
+    except Misfit as error:
         hint = f" (`inputs: {shape[0]}` of a first MLP)" if len(shape) == 1 and _in_mlp(trainer.model, error) else ""
         raise ValueError(
             f"the network must take examples of shape {shape}{whose}{hint}, as the data have, found: {error}"

@@ -49,6 +49,7 @@ def run(
     progress: bool | Progress = False,
     wait: float = 0.0,
     make: Maker = spec.build,
+    rehearse: bool = True,
 ) -> RunRecord:
     """Trains a configuration, evaluates it on validation and test data, and records all in `folder`.
 
@@ -69,6 +70,8 @@ def run(
         make: makes the objects from the resolved configuration, the folder and the callbacks to add; a study whose
             stages build on one another adds to what `polytask.studies.spec.build` makes. What it adds must follow
             from what is on disk, or a resumed run would be another.
+        rehearse: refuse what cannot make a first step, before anything is written; False records such a run as
+            failed, like one that breaks later.
 
     Returns:
         The record, also in ``run.json``. A run that breaks during training is recorded as failed, with its
@@ -95,8 +98,8 @@ def run(
             keeper.start = built.start
         splits = splits_of(built)  # first: without its files nothing must be written
         check_network(built, splits)
-        check_first_losses(built, splits)
-        check_first_losses(built, splits)
+        if rehearse:
+            check_first_losses(built, splits)
         with ExitStack() as held:
 
             def occupy() -> RunRecord | None:
@@ -249,7 +252,8 @@ def _checkpoint(folder: Path) -> Path | None:
 
 def cost_of_training(trainer: Trainer, train: Part) -> dict[str, Any]:
     """What `polytask.training.cost.measure` finds for a trainer and its training data."""
-    source = trainer.served(train, torch.device("cpu"))
+    # where the network is: what looked at it before may have moved it to an accelerator
+    source = trainer.served(train, next(trainer.model.parameters()).device)
     with torch.random.fork_rng(devices=[]):  # dropout in the measured steps draws numbers
         return measure(trainer, source)
 

@@ -109,8 +109,9 @@ def objective_values(
         with autocast():
             context = _looked_at(model, batch, names)
             for name, objective in objectives.items():
-                sums[name] += objective(context).item() * objective.count(batch)
-                counts[name] += objective.count(batch)
+                if count := objective.count(batch):
+                    sums[name] += objective(context).item() * count
+                    counts[name] += count
     parts = [(sums, counts)] if ranks is None or not source.divided else ranks.objects((sums, counts))
     wholes = {name: sum(each[name] for _, each in parts) for name in objectives}
     return {
@@ -141,7 +142,8 @@ def rehearse(
                     total = batch.totals.get(name, tasks[name].total)
                     total(context.predictions[name], batch.targets[name], batch.counts[name], batch.weights.get(name))
                 for objective in objectives.values():
-                    objective(context)
+                    if objective.count(batch):
+                        objective(context)
         missing -= {batch.source for batch in new}
         if not missing:
             break

@@ -297,6 +297,8 @@ class Step:
                 context = Context(self._model, batch, features, outputs)
                 for name in look.terms:
                     objective = self._objectives[name]
+                    if not objective.count(batch):
+                        continue  # of a step of several batches it concerns others
                     totals[name] = objective(context)
                     if meter is not None and name not in look.metered and totals[name].requires_grad:
                         share = look.share(objective, batch)

@@ -53,6 +53,7 @@ class Trainer:
         batch_size: examples per step for arrays and data sets, at least 1; of all processes together.
         mixture: function from {name: source} to one source: how training data of several sources are served, such as
             ``data.RoundRobin`` or ``data.Temperature(T=2)``, a mixture without sources. ``data.Proportional`` if None.
+            Data that are not several sources are refused beside it.
         seed: of shuffles and dropout; the model's initial weights are the caller's (the first process's).
         groups: {key: optimizer settings}, such as ``{"trunk": {"lr": 1e-4}}``. A key is a prefix of
             parameter names, ``shared`` or ``specific``; the first that matches wins, the rest form a group.
@@ -269,8 +270,13 @@ class Trainer:
         source = self.served(train, self.device)
         check_sources(self.model, source.parts, every=True)
         self._place()
-        with self._all_in_eval_mode():
-            rehearse(self.model, self.tasks, self.objectives, source, self.autocast)
+        before = source.state_dict()
+        devices = [self.device] if self.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices), self._all_in_eval_mode():
+                rehearse(self.model, self.tasks, self.objectives, source, self.autocast)
+        finally:
+            source.load_state_dict(before)  # a loader's own generators have moved
 
     @contextmanager
     def _all_in_eval_mode(self) -> Iterator[None]:
