@@ -283,6 +283,9 @@ def test_methods_and_datasets_list_what_there_is(capsys):
 
 WRONG_SETTINGS = {
     "unknown option": (["--epoch", "3"], "unknown option `--epoch`: did you mean `--epochs`?"),
+    "option unlike any": (["--folder", "x"], "unknown option `--folder`: `--help` lists them"),
+    "misspelt option of the command": (["--oit", "x"], "unknown option `--oit`: did you mean `--out`?"),
+    "misspelt flag of the command": (["--overwrit"], "unknown option `--overwrit`: did you mean `--overwrite`?"),
     "unknown trainer option": (["--trainer.batchsize", "3"], "did you mean `--trainer.batch_size`?"),
     "no value": (["--epochs"], "`--epochs` must be given a value"),
     "epochs": (["--epochs", "0"], "`--epochs` must be at least 1, found 0"),
@@ -307,6 +310,12 @@ def test_a_wrong_setting_is_refused_and_nothing_written(command, words, message,
         train_yaml = written(tmp_path / "c.yaml", TRAIN | {"methods": {"joint": {}}})
     assert message in refused(capsys, command, train_yaml, "--out", tmp_path / "x", *words)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_misspelt_list_of_methods_is_told(train_yaml, capsys):
+    for word in ("--method", "--method=MGDA"):
+        message = refused(capsys, "compare", train_yaml, word, "MGDA")
+        assert "unknown option `--method`: did you mean `--methods`?" in message
 
 
 def changed(**change):

@@ -63,6 +63,7 @@ def test_three_commands_from_a_table_to_predictions(place, capsys):
     for row in (
         r"who .* id ", r"age .* input .* numeric .* 35 ", r"town, or place .* input .* categorical .* 3 ",
         r"leaves .* target .* binary", r"spent.in/2024 .* target .* regression .* 48 ", "polytask compare .*shop.yaml",
+        r"polytask predict runs/shop/UPGrad/seed-0 new.csv .*\n  # runs/shop: the one run of `polytask train`",
     ):  # fmt: skip
         assert re.search(row, shown), row
     small = ["--epochs", "1", "--trainer.batch_size", "64", "--jobs", "1"]

@@ -412,8 +412,13 @@ def test_a_setting_trains_as_its_mixture_does():
 def test_the_example_of_the_docs_runs(capsys: pytest.CaptureFixture[str]):
     text = (Path(__file__).parents[2] / "docs" / "mixing.md").read_text()
     (example,) = (block for block in text.split("```python\n") if block.startswith("import torch"))
-    exec(example.split("```")[0], {})
+    (loop,) = (block for block in text.split("```python\n") if block.startswith("by_name"))
+    names: dict[str, Any] = {}
+    exec(example.split("```")[0], names)
     assert capsys.readouterr().out.startswith("tensor([")
+    before = {name: p.detach().clone() for name, p in names["model"].named_parameters()}
+    exec(loop.split("```")[0], names)
+    assert all(not torch.equal(p, before[name]) for name, p in names["model"].named_parameters())
 
 
 def test_a_setting_is_no_data_and_data_no_setting():
@@ -568,7 +573,15 @@ def test_a_temperature_is_above_zero(T: float):
         (lambda: Anneal(1.0, 2.0, 0), ValueError, "`epochs` must be at least 1, found 0"),
         (lambda: Adaptive(of_sizes(4), step=1.5, batch_size=2), ValueError, "`step` must be at most 1, found 1.5"),
         (lambda: Adaptive(of_sizes(4), {"a": 0.0}, batch_size=2), ValueError, "`baselines.a` must be above 0, found 0"),
-        (lambda: bound(Adaptive(of_sizes(4), {"b": 1.0}, batch_size=2)), ValueError, "found none for `a`"),
+        (lambda: bound(Adaptive(of_sizes(4), {"b": 1.0}, batch_size=2)), ValueError, "found `b`: known: `a`"),
+        (
+            lambda: bound(Adaptive(both(4, 4), {"a": 1.0}, batch_size=2)), ValueError,
+            "must hold every task, found none for `c`$",
+        ),
+        (
+            lambda: bound(Adaptive(both(4, 4), {"a": 1.0, "cc": 1.0}, batch_size=2)), ValueError,
+            "found `cc`: did you mean `c`",
+        ),
         (
             lambda: bound(Adaptive(of_sizes(4), {"a": 1.0, "ab": 1.0}, batch_size=2)), ValueError,
             "found `ab`: did you mean `a`",

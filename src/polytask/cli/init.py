@@ -29,7 +29,8 @@ def init_command(words: list[str]) -> int:
     print(f"{made.path} written: {made.rows:,} rows, of {made.width} numbers each once encoded. Next:")
     print(f"  polytask train {made.path} --epochs 3")
     print(f"  polytask compare {made.path} --methods UPGrad --seeds 0,1,2")
-    print(f"  polytask predict runs/{made.path.stem} new.csv --out predictions.csv")
+    print(f"  polytask predict runs/{made.path.stem}/UPGrad/seed-0 new.csv --out predictions.csv")
+    print(f"  # runs/{made.path.stem}: the one run of `polytask train`")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def configured(
         epilog: what its help ends with.
 
     Raises:
-        ValueError: not one YAML file, or an option without its value.
+        ValueError: not one YAML file, an option without its value, or a misspelt option of the command.
         SystemExit: help was asked for and printed.
     """
     if "--help" in words or "-h" in words:
@@ -92,6 +93,8 @@ def configured(
             given.options[name] = value if equals else _next(rest, name)
         elif not word.startswith("--"):
             files.append(word)
+        elif misspelt := _misspelt(name, (*valued, *flags, listed), command, sections):
+            raise ValueError(misspelt)
         elif equals or name.endswith(".help"):
             given.overrides.append(word)
         else:
@@ -103,6 +106,17 @@ def configured(
     if not given.config:
         _parser(command, sections).parse_args(given.overrides)
     return given
+
+
+def _misspelt(word: str, own: Sequence[str], command: str, sections: Sections) -> str:
+    """What is wrong with an option that is no key of a configuration and most like one of `own`; else ""."""
+    if "." in word or not difflib.get_close_matches(word[2:], [option[2:] for option in own], n=1):
+        return ""
+    from polytask.studies.spec import options_of, unknown_option
+
+    known = options_of(_parser(command, sections))
+    message = unknown_option(word, [*known, *own])
+    return message if word not in known and any(message.endswith(f"`{option}`?") for option in own if option) else ""
 
 
 def _parser(command: str, sections: Sections) -> ArgumentParser:

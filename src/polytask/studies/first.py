@@ -209,7 +209,7 @@ def _text(
         f"{len(names)} targets. Change what you like.",
         f"#   polytask train {path.name} --epochs 3",
         f"#   polytask compare {path.name} --methods UPGrad --seeds 0,1,2",
-        f"#   polytask predict {run} new.csv --out predictions.csv",
+        f"#   polytask predict {run}/UPGrad/seed-0 new.csv --out predictions.csv  # {run}: what `train` made",
         *(["# Columns left out of the inputs:", *left_out] if left_out else []),
         *(["# To look at:", *(f"#   {note}" for note in notes)] if notes else []),
         "data:",

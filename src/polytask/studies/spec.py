@@ -411,7 +411,7 @@ def _parse(parser: ArgumentParser, words: list[str]) -> Namespace:
         message = str(error)
         unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
         if unknown:
-            raise ValueError(f"unknown option `{unknown[1]}`: {_hint(unknown[1], _options(parser))}") from error
+            raise ValueError(unknown_option(unknown[1], options_of(parser))) from error
         missing = re.match(r"the following arguments are required: (.+)", message)
         if missing:
             raise ValueError(
@@ -420,7 +420,21 @@ def _parse(parser: ArgumentParser, words: list[str]) -> Namespace:
         raise ValueError(one_line(error)) from error
 
 
-def _options(parser: ArgumentParser) -> list[str]:
+def unknown_option(option: str, known: Iterable[str]) -> str:
+    """The message that there is no such option, with the nearest one there is.
+
+    >>> unknown_option("--epoch", ["--epochs", "--model"])
+    'unknown option `--epoch`: did you mean `--epochs`?'
+    >>> unknown_option("--folder", ["--epochs", "--model"])
+    'unknown option `--folder`: `--help` lists them'
+    """
+    hint = nearest(option.lstrip("-"), [name.lstrip("-") for name in known])  # dashes make any two words alike
+    hint = hint.replace("`", "`--", 1) if hint.startswith("did") else "`--help` lists them"
+    return f"unknown option `{option}`: {hint}"
+
+
+def options_of(parser: ArgumentParser) -> list[str]:
+    """The options that a parser takes, those that only print help aside."""
     options = [option for action in parser._actions for option in action.option_strings]
     return [option for option in options if not option.endswith(".help")]
 

@@ -95,15 +95,13 @@ class Adaptive(Sampled):
         self._check_baselines({} if self.baselines is None else self.baselines)
 
     def _check_baselines(self, baselines: Mapping[str, float]) -> None:
-        for task in self._metrics if baselines else ():
-            if task not in baselines:
-                raise ValueError(
-                    f"`baselines` must hold every task, found none for `{task}`: {nearest(task, baselines)}"
-                )
         for task in baselines:
             if task not in self._metrics:
                 hint = nearest(task, self._metrics)
                 raise ValueError(f"`baselines` must hold the tasks of the sources only, found `{task}`: {hint}")
+        for task in self._metrics if baselines else ():
+            if task not in baselines:
+                raise ValueError(f"`baselines` must hold every task, found none for `{task}`")
 
     def _brought(self, name: str, counts: Mapping[str, int] | None, where: str) -> list[str]:
         if counts is None:
