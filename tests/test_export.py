@@ -98,7 +98,7 @@ def test_a_file_that_answers_otherwise_is_deleted_and_that_is_said(tmp_path, mon
         return lambda given: [output * (1 + 3e-5) for output in run(given)]
 
     monkeypatch.setattr(module, "_write_torch", wrong)
-    with pytest.raises(ValueError, match=r"to 1e-05 of the largest, found 3\.?\d*e-05 for `a` .* net.pt2 was deleted"):
+    with pytest.raises(ValueError, match=r"to 1e-05 of the largest, found 3\.?\d*e-05 for `a` .* the new net.pt2 was"):
         export(helpers.network(), tmp_path / "net", "torch", example=torch.randn(2, 3))
     assert list(tmp_path.iterdir()) == []
 
@@ -111,7 +111,31 @@ def test_a_file_of_one_batch_size_is_deleted(tmp_path, monkeypatch):
         return lambda given: [output[:2] for output in run(given)]
 
     monkeypatch.setattr(module, "_write_torch", fixed)
-    with pytest.raises(ValueError, match=r"must give outputs \(5, 1\) for `a`, found \(2, 1\): net.pt2 was deleted"):
+    with pytest.raises(ValueError, match=r"must give outputs \(5, 1\) for `a`, found \(2, 1\): the new net.pt2 was"):
+        export(helpers.network(), tmp_path / "net", "torch", example=torch.randn(2, 3))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_file_is_as_it_was_where_the_new_one_is_deleted(tmp_path, monkeypatch):
+    path = export(helpers.network(), tmp_path / "net", "torch", example=torch.randn(2, 3))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    monkeypatch.setattr(module, "TOLERANCE", -1.0)
+    with pytest.raises(ValueError, match=r"the new net\.pt2 was deleted"):
+        export(helpers.network(seed=1), path, "torch", example=torch.randn(2, 3))
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_file_that_does_not_run_is_deleted(tmp_path, monkeypatch):
+    def broken(network: Any, inputs: Any, part: Any) -> Any:
+        def run(given: Any) -> Any:
+            raise RuntimeError("no such operator\nat line 3")
+
+        return run
+
+    monkeypatch.setattr(module, "_write_torch", broken)
+    with pytest.raises(
+        ValueError, match=r"must run on 2 examples, found no such operator: the new net\.pt2 was deleted"
+    ):
         export(helpers.network(), tmp_path / "net", "torch", example=torch.randn(2, 3))
     assert list(tmp_path.iterdir()) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import logging
 import os
@@ -26,6 +27,8 @@ FORMATS = ("onnx", "torch")
 TOLERANCE = 1e-5
 """Largest difference of an output from PyTorch's, relative to the task's largest output."""
 SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+"""What the format ``onnx`` needs."""
 
 Run = Callable[[list[Tensor]], list[Tensor]]
 
@@ -42,9 +45,10 @@ def export(
 ) -> Path:
     """Writes a network in eval mode, with a batch of any size and one output per task, named as the task.
 
-    The file is read back and run at two batch sizes; unless its outputs are PyTorch's to 1e-5 of the largest, it is
-    deleted and an error says so. Beside it, ``<path>.json`` records the inputs, the outputs with the names of their
-    classes, and what has to be done to an input before.
+    The file is read back and run at two batch sizes; unless its outputs are PyTorch's on the CPU to 1e-5 of the
+    largest, it is deleted and an error says so; an older file of its name is then as it was. Beside it,
+    ``<path>.json`` records the inputs, the outputs with the names of their classes, and what has to be done to an input
+    before.
 
     Args:
         model: any polytask model, compact ones included; stays as it is.
@@ -72,12 +76,14 @@ def export(
     PosixPath('digits.onnx')
     """
     one_of("format", format, FORMATS)
+    check_packages(format)
     names = _names(model, tasks)
     check_sources(model, (source,))
     target = Path(path)
     target = target if target.suffix else target.with_suffix(SUFFIX[format])
     small = _batch(example, 2)
-    network = _Flat(copy.deepcopy(model), names, small, source).eval()
+    # on the CPU: a GPU rounds more coarsely than the check allows, and a torch archive would need one again
+    network = _Flat(copy.deepcopy(model).cpu(), names, small, source).eval()
     write = _write_onnx if format == "onnx" else _write_torch
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
@@ -90,6 +96,17 @@ def export(
         os.replace(beside, target.with_name(target.name + ".json"))
         os.replace(part, target)
     return target
+
+
+def check_packages(format: str) -> None:
+    """Raises `ModuleNotFoundError` unless the packages for a format are installed."""
+    for name in PACKAGES if format == "onnx" else ():
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(
+                f"the format 'onnx' needs packages that are not installed, found no `{name}`: "
+                "pip install polytask[onnx]",
+                name=name,
+            )
 
 
 class _Flat(nn.Module):
@@ -141,21 +158,14 @@ def _batch(example: Any, size: int) -> Any:
         raise ValueError("`example` must be inputs of at least one example, found no tensor with a row")
 
     def sized(tensor: Tensor) -> Tensor:
-        return tensor.detach().repeat(-(-size // len(tensor)), *[1] * (tensor.dim() - 1))[:size].clone()
+        return tensor.detach().repeat(-(-size // len(tensor)), *[1] * (tensor.dim() - 1))[:size].clone().cpu()
 
     return map_inputs(sized, example)
 
 
 def _write_onnx(network: _Flat, inputs: list[Tensor], part: Path) -> Run:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the format 'onnx' needs packages that are not installed, found no `{error.name}`: "
-            "pip install polytask[onnx]"
-        ) from error
+    import onnxruntime
+
     with _worded(), _quiet():
         torch.onnx.export(
             network, tuple(inputs), str(part), dynamo=True, verbose=False, external_data=False,
@@ -223,8 +233,9 @@ def _check(network: _Flat, run: Run, inputs: Any, target: Path) -> float:
     try:
         found = run(given)
     except Exception as error:  # a runtime's own errors
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"an exported file must run on {len(given[0])} examples, found {str(error).splitlines()[0]}: it was deleted"
+            f"an exported file must run on {len(given[0])} examples, found {first}: the new {target.name} was deleted"
         ) from error
     worst = 0.0
     for name, one, other in zip(network.outputs, found, expected, strict=True):
@@ -232,14 +243,14 @@ def _check(network: _Flat, run: Run, inputs: Any, target: Path) -> float:
             found_shape = tuple(one.shape)
             raise ValueError(
                 f"an exported file must give outputs {tuple(other.shape)} for `{name}`, found {found_shape}: "
-                f"{target.name} was deleted"
+                f"the new {target.name} was deleted"
             )
         scale = other.abs().max().clamp(min=torch.finfo(other.dtype).tiny)
         difference = ((one.to(other) - other).abs().max() / scale).item()
         if not difference <= TOLERANCE:
             raise ValueError(
                 f"an exported file must give PyTorch's outputs to {TOLERANCE:g} of the largest, found {difference:.3g} "
-                f"for `{name}` with {len(given[0])} examples: {target.name} was deleted"
+                f"for `{name}` with {len(given[0])} examples: the new {target.name} was deleted"
             )
         worst = max(worst, difference)
     return worst

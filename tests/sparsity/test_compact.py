@@ -59,6 +59,41 @@ def test_every_architecture_gives_the_same_outputs_with_fewer_of_everything(name
     assert double.left_dense == {}
 
 
+def laid_over(form: str) -> Any:
+    """The networks for a digit laid over a picture, as published: their encoders hold convolutions with BatchNorm."""
+    names = ("cifar", "digit")
+    tops: dict[str, nn.Module] = {name: nn.Linear(32, 10) for name in names}
+    if form == "monitored":
+        return pt.models.Monitored(pt.models.ConvNet(), {name: pt.models.ConvNetMonitor() for name in names}, tops)
+    if form == "mtan":
+        attention = {name: pt.models.ConvNetAttention() for name in names}
+        return pt.models.MTAN(pt.models.ConvNet(staged=True), attention, tops)
+    return getattr(pt.models, form)(pt.models.ConvNet(), tops)
+
+
+@pytest.mark.parametrize("form", ["HardSharing", "SingleTask", "monitored", "mtan"])
+def test_the_published_networks_for_pictures_get_smaller(form):
+    model = settle(laid_over(form))
+    kill(model, 0.4)
+    kill_filters(model, 0.2)
+    x = torch.randn(2, 3, 32, 32)
+    assert apart(compact(model, x).model(x), model(x)) <= 1e-5
+    found = checked(model, x)
+    assert count(found.model) < 0.7 * count(model) and found.left_dense == {}
+
+
+@pytest.mark.parametrize("form", ["partitioned", "single", "soft", *helpers.FEATURED])
+def test_forms_of_every_kind_get_smaller(form):
+    """Where units are mixed by other than a layer, they stay, and the reason is told."""
+    model = settle(helpers.network("norm", "ab", form))
+    kill(model, 0.4)
+    kill_filters(model, 0.2)
+    found = checked(model, helpers.data()[0])
+    assert count(found.model) < count(model)
+    mixing = {"cross-stitch", "mmoe", "cgc", "ple", "shared decision"}
+    assert bool(found.left_dense) is (form in mixing), found.left_dense
+
+
 # --- random networks
 
 
@@ -145,6 +180,7 @@ def test_a_unit_goes_only_if_it_is_dead_in_every_head():
     found = checked(model, torch.randn(4, 3))
     assert found.model.trunk[0].out_features == 4
     assert found.model.heads["a"].pick.picked.tolist() == [1, 2, 3]  # of units 0, 3, 4, 5
+    assert found.model.heads["a"].in_features == 4 and found.model.heads["a"].weight.shape == (2, 3)
     assert found.model.heads["b"].pick.picked.tolist() == [0, 2, 3]
 
 
@@ -259,7 +295,7 @@ def test_shared_channels_of_a_convolution_are_summed():
     with torch.no_grad():
         net[2].weight[:, 3] = net[2].weight[:, 1]
     found = checked(head(net), torch.randn(2, 1, 6, 6))
-    assert found.model.trunk[2].weight.shape == (3, 4, 3, 3)
+    assert found.model.trunk[2].weight.shape == (3, 4, 3, 3) and found.model.trunk[2].in_channels == 5
 
 
 # --- what cannot be followed
@@ -363,22 +399,27 @@ def test_a_network_that_cannot_be_traced_is_left_as_it_is():
 class Stubborn(nn.Module):
     """Its forward pass states the width of a layer in a way that no trace shows."""
 
-    def __init__(self) -> None:
+    def __init__(self, refusal: Exception) -> None:
         super().__init__()
+        self.refusal = refusal
         self.trunk, self.top = nn.Linear(3, 4), nn.Linear(4, 1)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         z = self.trunk(x).relu()
         if z.shape[1] != 4:
-            raise ValueError("4 features are expected")
+            raise self.refusal
         return {"a": self.top(z)}
 
 
-def test_a_network_that_insists_on_its_sizes_is_refused():
-    model = pt.models.Partitioned(Stubborn(), shared="trunk", tasks=["a"])
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [(ValueError("4 features are expected"), "4 features are expected"), (AssertionError(), "Asse")],
+)
+def test_a_network_that_insists_on_its_sizes_is_refused(refusal, told):
+    model = pt.models.Partitioned(Stubborn(refusal), shared="trunk", tasks=["a"])
     with torch.no_grad():
         model.module.top.weight[:, 0] = 0
-    with pytest.raises(ValueError, match=r"must take its layers' sizes from them, found .* 4 features are expected"):
+    with pytest.raises(ValueError, match=rf"must take its layers' sizes from them, found .*smaller: {told}"):
         compact(model, torch.randn(3, 3))
 
 

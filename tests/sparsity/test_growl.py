@@ -207,6 +207,13 @@ def test_the_sparsity_asked_for_is_reached_whatever_the_optimizer(kind: str, opt
     assert sorted(callback.trace) == callback.trace
 
 
+def test_a_sparsity_that_is_reached_but_for_rounding_is_reached(caplog):
+    """0.1 + 0.2 is a little above 0.3, which is 9 of the 30 rows."""
+    callback = Magnitude(0.1 + 0.2)
+    _fit(callbacks=[callback])
+    assert callback.trace[-1] == 0.3 and "were to be dead" not in caplog.text
+
+
 def test_units_die_whole():
     """A filter of the convolution before the `Flatten` is free once its unit is dead."""
     model = _images()

@@ -84,6 +84,29 @@ def test_bad_settings_and_no_convergence_are_said(options, message):
 def test_zero_rows_cannot_be_compared():
     with pytest.raises(ValueError, match="must not be zero, found 1 of 2"):
         similarity(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+    with pytest.raises(ValueError, match="must be finite, found 1 of 2 not"):
+        similarity(torch.tensor([[float("nan"), 0.0], [1.0, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"damping": 0.1}, r"`damping` must be in \[0.5, 1\), found 0.1"),
+        ({"iterations": 0}, "`iterations` must be at least 1, found 0"),
+        ({"preference": float("nan")}, "`preference` must be finite, found nan"),
+        ({"preference": {"y": 0.3}}, "`preference` names a layer that is not in play, `y`: known: `x`"),
+        ({"seed": -1}, "`seed` must be at least 0, found -1"),
+    ],
+)
+def test_a_wrong_setting_is_no_reason_to_share_nothing(options, message):
+    """It is refused, where a layer that does not converge is left apart."""
+    with pytest.raises(ValueError, match=message):
+        find_sharing([Layer("x", nn.Linear(6, 3))], **options)
+
+
+def test_every_seed_of_a_study_is_one_of_the_clustering():
+    rows = pairs(10)
+    assert torch.equal(cluster(rows, 0.5, seed=2**40 + 3), cluster(rows, 0.5, seed=3))
 
 
 def shareable(granularity: int = 1) -> tuple[nn.Module, list[Layer]]:

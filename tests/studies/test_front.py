@@ -239,6 +239,17 @@ def test_rows_dead_at_the_start_stay_dead_and_the_rest_moves(quick, tmp_path):
     assert all((weights(point.record.folder)[name] != 0).any(0).all() for point in loose.points)
 
 
+def test_a_start_without_dead_rows_asks_for_no_layers_in_play(quick, tmp_path):
+    """This network has none. The start of each seed may be one of its own, and none of seed 0."""
+    base = {key: value for key, value in quick.items() if key != "front"}
+    run(base, tmp_path / "dense-1", overrides={"seed": 1})
+    quick |= {"start": str(tmp_path / "dense-{seed}"), "seeds": [1]}
+    assert "KeepDead" not in str(plan(quick).configs)
+    found = pt.front(quick, folder=tmp_path / "front", jobs=1, progress=False)
+    assert len(found.points) == 6 and not found.failed
+    assert "KeepDead" in str(plan(quick, {"front.keep_dead": True}).configs)
+
+
 def test_a_start_that_does_not_fit_is_refused_and_nothing_written(quick, tmp_path):
     base = {key: value for key, value in quick.items() if key != "front"}
     run(base, tmp_path / "other", overrides={"model.init_args.trunk.init_args.widths": [8, 8]})

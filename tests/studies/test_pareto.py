@@ -82,6 +82,21 @@ def test_damaged_files_are_refused(tmp_path, text):
         read_vectors(tmp_path / "k.json", ["left", "right"])
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("left,right\n.3,.7\n.3\n", r"line 3 must have a number for each of \['left', 'right'\], found 1"),
+        ("left,right\n.3,.7,1\n", "line 2 must .*, found 3"),
+        ("left,right\n.3,x\n", "could not convert string to float: 'x'"),
+        ("left,left\n.3,.7\n", r"header must name each objective once, found \['left', 'left'\]"),
+    ],
+)
+def test_damaged_tables_are_refused(tmp_path, text, found):
+    (tmp_path / "k.csv").write_text(text)
+    with pytest.raises(ValueError, match=rf"k\.csv must hold preferences as JSON or CSV, found .*{found}"):
+        read_vectors(tmp_path / "k.csv", ["left", "right"])
+
+
 def test_bad_numbers_are_refused():
     with pytest.raises(ValueError, match="finite"):
         non_dominated([[1.0, math.nan]])

@@ -338,6 +338,7 @@ WRONG = {
     "no section": ({"sparsify": None}, "must have a section `sparsify`, found None"),
     "range": ({"sparsity": 1.5}, "`sparsify`: `sparsity` must be between 0 and 1, found 1.5"),
     "damping": ({"sharing": {"damping": 0.1}}, "`sparsify`: `damping` must be in [0.5, 1), found 0.1"),
+    "affinity": ({"sharing": {"preference": float("nan")}}, "`sparsify`: `preference` must be finite, found nan"),
     "off the simplex": ({"preference": {"sparsity": 0.5, "left": 0.5, "right": 0.5}}, "sum to 1, found a sum of 1.5"),
     "negative": ({"preference": {"sparsity": -0.2, "left": 0.6, "right": 0.6}}, "found -0.2 for `sparsity`"),
     "no weight": ({"preference": {"sparsity": 0.0, "left": 0.0, "right": 0.0}}, "must sum to 1, found a sum of 0"),
@@ -362,6 +363,13 @@ def test_wrong_settings_are_refused_before_anything_is_written(tmp_path, case):
     with pytest.raises(ValueError) as refusal:
         made(tmp_path / "run", config)
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_packages_for_the_export_are_told_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ModuleNotFoundError, match=r"found no `onnxruntime`: pip install polytask\[onnx\]"):
+        made(tmp_path / "run", changed(export="onnx"))
     assert not (tmp_path / "run").exists()
 
 

@@ -48,7 +48,8 @@ class InputPick(nn.Module):
 class CompactLinear(nn.Linear):
     """A linear layer (B, F) to (B, O) that reads only some of its inputs, or their sums.
 
-    Its parameters are named as those of the layer it stands for.
+    Its parameters are named as those of the layer it stands for, and `in_features` says how many inputs arrive, F, for
+    modules that compare it with what they are given; the weight has as many columns as are left of them.
 
     Args:
         in_features: columns of the weight: inputs after the pick.
@@ -60,6 +61,8 @@ class CompactLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool, pick: InputPick | None) -> None:
         super().__init__(in_features, out_features, bias)
         self.pick = pick
+        if pick is not None:
+            self.in_features = pick.width
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input if self.pick is None else self.pick(input), self.weight, self.bias)
@@ -86,13 +89,19 @@ def _add_map(layer: _Convolution, outputs: Tensor) -> Tensor:
 
 
 class _Compact(nn.Module):
-    """What a smaller convolution adds to torch's own, which stands after it among the bases."""
+    """What a smaller convolution adds to torch's own, which stands after it among the bases.
 
+    `in_channels` says how many channels arrive, as `CompactLinear.in_features` does.
+    """
+
+    in_channels: int
     bias_map: Tensor | None
 
     def __init__(self, *args: Any, pick: InputPick | None, bias_map: Tensor | None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.pick = pick
+        if pick is not None:
+            self.in_channels = pick.width
         self.register_buffer("bias_map", bias_map)
 
     def forward(self, input: Tensor) -> Tensor:

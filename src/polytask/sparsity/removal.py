@@ -211,7 +211,7 @@ class Removal(Callback, ABC):
 
     def on_fit_end(self, run: Run) -> None:
         found = self._dead.measured()
-        if self.sparsity is not None and found < self.sparsity:
+        if self.sparsity is not None and found < self.sparsity - 1e-9:
             logger.warning("%.4g of the rows were to be dead by the end, found %.4g", self.sparsity, found)
 
     def describe(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from polytask.errors import whole
+from polytask.errors import nearest, number, whole
 from polytask.sparsity.rows import Layer, check, from_rows, inputs_of, parts_of, to_rows, weight_of
 
 DEAD = -1
@@ -27,6 +28,10 @@ the messages then oscillate, or stop at every row by itself (measured on 40 nois
 
 PATIENCE = 50
 """Iterations without a change at damping 0.5 after which the answer stands; in proportion more at a slower pace."""
+
+
+class NotConverged(ValueError):
+    """Affinity propagation did not come to an answer."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,14 @@ def similarity(rows: Tensor) -> Tensor:
         (n, n), symmetric.
 
     Raises:
-        ValueError: a row of zeros, which is like nothing.
+        ValueError: a row of zeros, which is like nothing, or numbers that are not finite.
 
     >>> similarity(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]])).tolist()
     [[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
     squares = rows.square().sum(1)
+    if not bool(squares.isfinite().all()):
+        raise ValueError(f"rows to compare must be finite, found {int((~squares.isfinite()).sum())} of {len(rows)} not")
     if not bool((squares > 0).all()):
         zeros = int((squares == 0).sum())
         raise ValueError(f"rows to compare must not be zero, found {zeros} of {len(rows)} that are")
@@ -83,24 +90,36 @@ def cluster(
             does; lower ones give fewer clusters. None takes the median similarity.
         damping: of the messages, in [0.5, 1); larger ones stop oscillations.
         iterations: at most so many, at least 1.
-        seed: of the tiny noise that scikit-learn adds, 0..2**32 - 1.
+        seed: of the tiny noise that scikit-learn adds, at least 0; of larger ones the rest modulo 2**32 counts.
 
     Returns:
         (n,) cluster numbers 0..c-1, in the order of their first rows.
 
     Raises:
-        ValueError: a row of zeros, a `damping` out of its range, or no convergence.
+        ValueError: a row of zeros or of numbers that are not finite, a number out of its range, or no convergence
+            (`NotConverged`).
 
     >>> cluster(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.01, 0.0], [0.0, 0.99]]), preference=0.5)
     tensor([0, 1, 0, 1])
     """
-    whole("iterations", iterations, 1)
-    if not 0.5 <= damping < 1:
-        raise ValueError(f"`damping` must be in [0.5, 1), found {damping}")
+    check_affinity(preference, damping, iterations)
+    whole("seed", seed, 0)
     alike = similarity(rows.detach().double())
     if len(rows) < 2:
         return torch.zeros(len(rows), dtype=torch.long)
     return _in_order(torch.as_tensor(_propagate(alike, preference, damping, iterations, seed), dtype=torch.long))
+
+
+def check_affinity(preference: float | None, damping: float, iterations: int) -> None:
+    """Raises `ValueError` unless the settings of `cluster` are in their ranges, `TypeError` where one is no number."""
+    if preference is not None:
+        number("preference", preference)
+        if not math.isfinite(preference):
+            raise ValueError(f"`preference` must be finite, found {preference}")
+    number("damping", damping)
+    if not 0.5 <= damping < 1:
+        raise ValueError(f"`damping` must be in [0.5, 1), found {damping}")
+    whole("iterations", iterations, 1)
 
 
 def _propagate(alike: Tensor, preference: float | None, damping: float, iterations: int, seed: int) -> Any:
@@ -111,14 +130,14 @@ def _propagate(alike: Tensor, preference: float | None, damping: float, iteratio
     level = alike.median().item() if preference is None else preference
     method = AffinityPropagation(
         affinity="precomputed", preference=level - np.linspace(0, TIE_BREAK, len(alike)), damping=damping,
-        max_iter=iterations, convergence_iter=round(PATIENCE * 0.5 / (1 - damping)), random_state=seed,
+        max_iter=iterations, convergence_iter=round(PATIENCE * 0.5 / (1 - damping)), random_state=seed % 2**32,
     )  # fmt: skip
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         labels = method.fit(alike.cpu().numpy()).labels_
     for warning in caught:
         if issubclass(warning.category, ConvergenceWarning):
-            raise ValueError(
+            raise NotConverged(
                 f"affinity propagation must converge, found that it did not within {iterations} iterations for "
                 f"{len(alike)} rows: raise `damping` (now {damping}) or `iterations`, or change `preference`"
             )
@@ -144,11 +163,15 @@ def find_sharing(
     Args:
         layers: layers in play, see `polytask.sparsity.layers.layers_in_play`. Under granularity ``unit`` whole groups
             of rows are compared, else single rows.
-        preference, damping, iterations, seed: see `cluster`; the preference may be given by layer.
+        preference, damping, iterations, seed: see `cluster`; the preference may be given by layer, and is the median
+            similarity for layers that are not named.
 
     Returns:
         The clusters. A layer whose affinity propagation does not converge is not shared, which `Sharing.apart`
         says; so is a grouped convolution, whose rows meet different filters.
+
+    Raises:
+        ValueError: a number out of its range, a preference for no layer, or weights that are not finite.
 
     >>> layer = Layer("head", nn.Linear(3, 2))
     >>> with torch.no_grad():
@@ -158,6 +181,12 @@ def find_sharing(
     """
     labels: dict[str, Tensor] = {}
     apart: dict[str, str] = {}
+    layers = list(layers)
+    if isinstance(preference, Mapping):
+        known = [layer.name for layer in layers]
+        for name in preference:
+            if name not in known:
+                raise ValueError(f"`preference` names a layer that is not in play, `{name}`: {nearest(name, known)}")
     for layer in layers:
         wanted = preference.get(layer.name) if isinstance(preference, Mapping) else preference
         rows = _groups(layer.module, layer.size)
@@ -168,7 +197,7 @@ def find_sharing(
         else:
             try:
                 numbers = cluster(rows[alive.to(rows.device)].cpu(), wanted, damping, iterations, seed)
-            except ValueError as error:
+            except NotConverged as error:
                 apart[layer.name] = str(error)
         labels[layer.name] = torch.full((len(rows),), DEAD).masked_scatter(alive, numbers)
     return Sharing(labels, apart)

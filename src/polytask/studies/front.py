@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from polytask.balancing.base import Scalarizer
 from polytask.errors import in_words, nearest, whole
+from polytask.sparsity.rows import SUPPORTED, to_rows
 from polytask.studies import spec
 from polytask.studies.compare import check_ready, checked_seeds
 from polytask.studies.executors import Job, run_all
@@ -48,7 +51,7 @@ class FrontSettings:
         warm_start: start each vector from the weights of its nearest neighbour among those done before, the most even
             one first. Every run still trains all epochs.
         keep_dead: rows that are zero in the weights a run starts from stay zero (`polytask.sparsity.KeepDead`); None:
-            where the configuration has a `start`.
+            where the configuration has a `start` with such rows.
     """
 
     objectives: list[str] | None = None
@@ -188,23 +191,35 @@ def plan(
         FileNotFoundError: a file of vectors or a folder to start from is missing.
     """
     content = {"front": {}} | spec.read_config(config)
-    chosen = content.pop("seeds", [content.get("seed", 0)])
+    given = content.pop("seeds", [content.get("seed", 0)])
+    chosen = checked_seeds(given if seeds is None else seeds)
     base = spec.resolve(content, overrides, SECTIONS)
+    base["seed"] = chosen[0]  # what {seed} in its texts means
     settings = FrontSettings(**base.pop("front"))
     if base["trainer"]["balancer"] is not None:
         raise ValueError("a front gives every run its balancer: name it as `front.method`, found a `trainer.balancer`")
     trainer = spec.build(base).trainer  # what its classes refuse is told before anything is written
     names = _objectives(settings.objectives, [*trainer.tasks, *trainer.objectives])
     vectors = _vectors(settings, names)
-    if settings.keep_dead or (settings.keep_dead is None and base["start"] is not None):
+    if settings.keep_dead or (settings.keep_dead is None and base["start"] is not None and _has_dead(trainer.model)):
         base["trainer"]["callbacks"] = [*base["trainer"]["callbacks"], {"class_path": "polytask.sparsity.KeepDead"}]
     sweeps = _sweeps(settings)
     configs = {sweep.name: _configs(base, sweep, vectors) for sweep in sweeps}
     before = neighbours(vectors) if settings.warm_start else dict.fromkeys(range(len(vectors)))
     return Plan(
-        configs, vectors, names, checked_seeds(chosen if seeds is None else seeds),
+        configs, vectors, names, chosen,
         _reference(settings.reference, names), before, settings.warm_start,
     )  # fmt: skip
+
+
+def _has_dead(model: nn.Module) -> bool:
+    """Whether a layer has rows of zeros beside others."""
+    for module in model.modules():
+        if isinstance(module, SUPPORTED):
+            alive = (to_rows(module) != 0).any(1)
+            if bool(alive.any()) and not bool(alive.all()):
+                return True
+    return False
 
 
 def neighbours(vectors: Sequence[Vector]) -> dict[int, int | None]:

@@ -80,7 +80,15 @@ def _csv(file: Path) -> list[dict[str, float]]:
     import csv
 
     with file.open(newline="") as opened:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(opened, strict=True)]
+        reader = csv.reader(opened, strict=True)
+        header = next(reader, [])
+        rows = [(reader.line_num, row) for row in reader if row]
+    if len(set(header)) < len(header):
+        raise ValueError(f"the header must name each objective once, found {header}")
+    for line, row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"line {line} must have a number for each of {header}, found {len(row)}")
+    return [{name: float(value) for name, value in zip(header, row, strict=True)} for _, row in rows]
 
 
 def check_vectors(rows: Sequence[Any], names: Sequence[str]) -> list[Vector]:

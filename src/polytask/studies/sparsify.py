@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from polytask.errors import at_least, in_words, one_of, whole
-from polytask.export import FORMATS
+from polytask.export import FORMATS, check_packages
 from polytask.sparsity.growl import GrOWL, Proximal
 from polytask.sparsity.layers import layers_in_play
 from polytask.sparsity.removal import Magnitude, Removal
+from polytask.sparsity.sharing import check_affinity
 from polytask.studies import spec
 from polytask.studies.loading import load
 from polytask.studies.machine import threads
@@ -55,9 +56,7 @@ class Affinity:
     iterations: int = 1000
 
     def __post_init__(self) -> None:
-        whole("iterations", self.iterations, 1)
-        if not 0.5 <= self.damping < 1:
-            raise ValueError(f"`damping` must be in [0.5, 1), found {self.damping}")
+        check_affinity(self.preference, self.damping, self.iterations)
 
 
 @dataclass(frozen=True)
@@ -265,6 +264,7 @@ def sparsify(
         ValueError: a wrong configuration, more sparsity than the caps allow, a folder that holds another study, a
             stage that broke (its name and reason), or a compact network whose outputs differ.
         FileNotFoundError: no such file, or the data set's files are missing.
+        ModuleNotFoundError: the packages for `export` are not installed; told before anything is written.
         OSError: the folder cannot be written, or is in use.
         Interrupted: Ctrl-C or SIGTERM during training, after writing a checkpoint.
 
@@ -369,6 +369,8 @@ def _stage(name: str, config: spec.Config, changes: Mapping[str, Any]) -> spec.C
 def prepare(stages: Stages) -> None:
     """Loads the data; what objects refuse, and what the caps do not allow, is told before anything is written."""
     made, settings = stages.plan, stages.plan.settings
+    if settings.export is not None:
+        check_packages(settings.export)
     with _named("search"):
         searching = spec.build(made.search)
         removal = settings.removal(searching.trainer)
