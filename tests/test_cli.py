@@ -2,6 +2,7 @@ import importlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -244,6 +245,22 @@ def test_evaluate_and_predict(trained, tmp_path, capsys):
     out = tmp_path / "deep" / "predictions.csv"
     assert main(["predict", trained, str(tmp_path / "in.npy"), "--out", str(out)]) == 0
     assert out.read_text() == text
+
+
+def test_a_run_in_the_folder_of_a_comparison_is_told_apart(trained, tmp_path, capsys):
+    np.save(tmp_path / "in.npy", np.zeros((1, 2)))
+    folder = tmp_path / "both"
+    shutil.copytree(trained, folder)
+    commands = (["evaluate", str(folder)], ["predict", str(folder), str(tmp_path / "in.npy")])
+    for words in commands:
+        assert main(words) == 0
+        assert capsys.readouterr().err == ""
+    shutil.copytree(trained, folder / "UPGrad" / "seed-0")
+    (folder / "study.json").write_text("{}")
+    note = f"note: {folder} is the run that `train` made; compared runs are in e.g. {folder}/UPGrad/seed-0\n"
+    for words in commands:
+        assert main(words) == 0
+        assert capsys.readouterr().err == note
 
 
 def test_predicting_from_wrong_files_is_refused(trained, tmp_path, capsys):

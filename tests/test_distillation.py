@@ -439,7 +439,7 @@ def test_student_outputs_follow_the_teacher_s_without_a_label():
         (lambda: trainer(objectives=[FeatureDistillation("c", teacher(names="abc"), nn.Identity())]), ValueError, "a teacher's task must be one of the student's, found `c`: known: `a`, `b`"),
         (lambda: trainer(objectives=[LogitDistillation("c", teacher(names="abc"))]), ValueError, "a teacher's task must be one of the student's, found `c`: known: `a`, `b`"),
         (lambda: trainer(network(form="single"), objectives=terms()), ValueError, "a student must have a feature boundary, found SingleTask"),
-        (lambda: trainer(network(form="mtan"), objectives=terms()).fit(data(), epochs=1), TypeError, "the student's shared features must be one tensor, found tuple"),
+        (lambda: trainer(network(form="mtan"), objectives=terms()).fit(data(), epochs=1), TypeError, "the student's shared features must be one tensor, as those of HardSharing and Monitored are, found tuple"),
         (lambda: trainer(objectives=[FeatureDistillation("a", nn.Linear(3, 9), nn.Linear(6, 8))]).fit(data(), epochs=1), ValueError, "an adaptor must give what the teacher's features are, (8, 9), found (8, 8) for task `a`"),
         (lambda: trainer(objectives=[LogitDistillation("b", nn.Linear(3, 4))]).fit(data(), epochs=1), ValueError, "outputs of one shape, found (8, 4) and (8, 3) for task `b`"),
         (lambda: trainer(objectives=[*terms(), *terms()]), ValueError, "tasks and objectives must have different names"),

@@ -26,6 +26,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return "known: " + (", ".join(f"`{w}`" for w in words) or "none")
 
 
+def plural(count: int, noun: str) -> str:
+    """A count and its noun.
+
+    >>> plural(1, "epoch"), plural(0, "epoch")
+    ('1 epoch', '0 epochs')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 WORDED = (ValueError, TypeError, OSError, ImportError)
 """Kinds of errors whose message tells what was wrong; those of other kinds are told after their kind's name."""
 

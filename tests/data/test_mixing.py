@@ -664,7 +664,10 @@ def test_streams_are_evaluated_but_not_mixed():
 
 
 def test_the_trainer_refuses_what_makes_no_mixture():
-    with pytest.raises(TypeError, match="`mixture` must be a function from sources to one source, found str"):
+    with pytest.raises(
+        TypeError,
+        match=r"`mixture` must be a function from sources to one source, such as pt.data.RoundRobin, found str",
+    ):
         trainer(mixture="RoundRobin")
     with pytest.raises(TypeError, match="`mixture` must make a polytask source, found dict"):
         trainer(mixture=dict).fit(both(), epochs=1)

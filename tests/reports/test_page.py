@@ -5,6 +5,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -108,6 +109,18 @@ def test_a_single_run(study, tmp_path):
     stripes = drawn[0].layout["meta"]["stripes"]
     assert [stripe["epochs"] for stripe in stripes] == [[2, 4], [6, 8], [10, 12]]
     assert stripes[0]["seconds"] == pytest.approx([0.2, 0.4])
+
+
+def test_stages_are_not_set_against_each_other(study, tmp_path):
+    runs = [replace(run, method=f"part {run.method[:3]}") for run in study]
+    shown = Tags(reports.page.write(runs, tmp_path, stages=True).read_text().split("Settings of")[0])
+    labels = [attrs["aria-label"] for _, attrs in shown.tags if "aria-label" in attrs]
+    seen = " ".join([shown.text, *labels])
+    assert "stages on" in seen and "Stages in the charts" in seen
+    for text in (seen, (tmp_path / "table.md").read_text()):
+        assert "stage" in text
+        for word in ("equal budget", "Δm", "mean rank", "Mean rank", "method", "Method"):
+            assert word not in text, word
 
 
 def test_records_without_files_still_make_a_page(two, tmp_path):

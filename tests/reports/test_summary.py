@@ -7,6 +7,7 @@ import pytest
 from polytask.reports.delta import ALL_FIGURES, METRICS, TASK_FIRST, delta_m, relative_change
 from polytask.reports.estimate import Estimate, Figure, compare
 from polytask.reports.summary import summarize
+from polytask.reports.tables import notes
 
 A = Figure("a", "accuracy", True)
 A_LOSS = Figure("a", "loss", False)
@@ -136,6 +137,20 @@ def test_mean_rank_with_ties_and_directions(record):
     ranks = {method.name: method.rank for method in summarize(runs).methods}
     assert ranks == {"x": pytest.approx((1.5 + 1 + 3) / 3), "y": pytest.approx((1.5 + 2 + 2) / 3),
                      "z": pytest.approx((3 + 3 + 1) / 3)}  # fmt: skip
+
+
+def test_differences_below_the_printed_digits_rank_alike(two):
+    means = {"x": (0.81196225, 1.0), "y": (0.81196231, 1.00005), "z": (0.8115, 1.001)}
+    summary = summarize([two(name, 0, *figures) for name, figures in means.items()])
+    assert {m.name: m.rank for m in summary.methods} == {"x": 1.5, "y": 1.5, "z": 3.0}
+    assert any("means within a relative 0.0001" in note for note in notes(summary))
+
+
+def test_equal_to_the_best_of_a_group_not_to_its_last(two):
+    """A chain of small steps is no tie of its ends."""
+    means = {"x": 1.0, "y": 1.00008, "z": 1.00016}
+    ranks = {m.name: m.rank for m in summarize([two(name, 0, 0.5, b) for name, b in means.items()]).methods}
+    assert ranks == {"x": (2 + 1.5) / 2, "y": (2 + 1.5) / 2, "z": (2 + 3) / 2}
 
 
 def test_a_diverged_run_is_not_averaged_away(two):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.helpers import Interrupter, SaveAll, Witness, adam, data, network, same, sgd, trainer, weights
+from tests.helpers import NAN, Interrupter, SaveAll, Witness, adam, data, network, same, sgd, trainer, weights
 from tests.parameters import covering
 from torch import nn
 
@@ -463,20 +463,51 @@ def test_a_missing_column_names_its_callback(kind: str, message: str):
         trainer(schedule=BySimilarity("b", kind)).fit(data(), epochs=2)
 
 
-@pytest.mark.parametrize(
-    ("kind", "cause"),
-    [
-        ("gradients", "no step that it looked at held targets of both tasks, for which use `Zip`"),
-        ("predictions", "its `primary` must be None or one of both tasks"),
-    ],
-)
-def test_a_column_that_a_callback_does_not_write_names_the_cause(kind: str, cause: str):
+def test_cosines_of_tasks_that_did_not_meet_name_the_cause():
+    """Of targets that an example lacks only the steps tell."""
+    x, y = data(24, "abc")
+    early = torch.arange(24) % 2 == 0
+    y = {"a": y["a"].masked_fill(early, NAN), "b": y["b"].masked_fill(~early, -100), "c": y["c"]}
+    looks = [pt.callbacks.GradientCosines(1)]
+    made = trainer(names="abc", schedule=BySimilarity("b"), callbacks=looks, batch_size=1)
+    with pytest.raises(ValueError, match="no step that it looked at held targets of both tasks, for which use `Zip`"):
+        made.fit((x, y), epochs=1)
+    assert made.history
+
+
+def test_correlations_that_a_callback_does_not_write_name_the_cause():
+    looks = [pt.callbacks.PredictionCorrelation("a")]
+    made = trainer(names="abc", schedule=BySimilarity("b", "predictions"), callbacks=looks)
+    with pytest.raises(ValueError, match="its `primary` must be None or one of both tasks"):
+        made.fit(data(24, "abc"), data(20, "abc", seed=1), epochs=1)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_primary_task_that_never_meets_another_is_refused_before_training(nested: bool):
     x, y = data(24, "abc")
     parts = {names: (x, {name: y[name] for name in names}) for names in ("ac", "b")}
-    looks = [pt.callbacks.GradientCosines(1), pt.callbacks.PredictionCorrelation("a")]
-    made = trainer(names="abc", schedule=BySimilarity("b", kind), callbacks=looks)
-    with pytest.raises(ValueError, match=cause):
-        made.fit(pt.data.RoundRobin(parts, batch_size=8), data(20, "abc", seed=1), epochs=1)
+    schedule: Schedule = BySimilarity("b")
+    made = trainer(
+        names="abc",
+        schedule=Curriculum({"a": 0, "b": 0, "c": 0}, inner=schedule) if nested else schedule,
+        callbacks=[pt.callbacks.GradientCosines(1)],
+    )
+    with pytest.raises(ValueError, match="needs steps with targets of both `a` and `b`, and no step would hold them"):
+        made.fit(pt.data.RoundRobin(parts, batch_size=8), epochs=1)
+    assert not made.history
+
+
+def test_a_primary_task_that_meets_every_other_is_not_refused():
+    """Tasks that are apart from each other only do not matter; nor do those that `accumulate` brings together."""
+    x, y = data(24, "abc")
+    parts = {names: (x, {name: y[name] for name in names}) for names in ("ac", "ab")}
+    for primary, accumulate in (("a", 1), ("b", 2)):
+        made = trainer(
+            names="abc", schedule=BySimilarity(primary), callbacks=[pt.callbacks.GradientCosines(1)],
+            accumulate=accumulate,
+        )  # fmt: skip
+        made.fit(pt.data.RoundRobin(parts, batch_size=8), epochs=1)
+        assert len(made.history) == 1
 
 
 @pytest.mark.parametrize("inner", [AlternateEpochs(1, 1), AlternateEpochs(1, 2)])

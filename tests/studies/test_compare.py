@@ -19,6 +19,7 @@ import polytask as pt
 from polytask.studies import executors, read_comparison, spec
 from polytask.studies.compare import plan
 from polytask.studies.executors import Job, StudyInterrupted, describe
+from polytask.studies.store import RunRecord
 
 
 def figures(found):
@@ -282,3 +283,8 @@ def test_the_data_of_a_run_are_let_go_of_before_the_next(config, tmp_path, monke
     finally:
         gc.enable()
     assert [record.state for record in records] == ["done"] * 3 and len(alive) == 6
+
+
+@pytest.mark.parametrize(("epochs", "text"), [(1, "1 epoch, "), (2, "2 epochs, ")])
+def test_a_line_about_a_run_counts_its_epochs(epochs: int, text: str):
+    assert text in describe(RunRecord("joint", 0, "done", epochs=epochs))

@@ -293,3 +293,13 @@ def test_a_folder_that_is_no_run_is_told_apart(tmp_path):
     (tmp_path / "joint" / "seed-0" / "run.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=r"found a study's: name one of \['joint/seed-0'\]"):
         evaluate_run(str(tmp_path))
+
+
+def test_the_folder_of_several_seeds_names_its_runs(tmp_path):
+    for seed in (0, 1):
+        (tmp_path / f"seed-{seed}").mkdir()
+        (tmp_path / f"seed-{seed}" / "run.json").write_text("{}")
+    told = r"one run, found one with 2 runs below it: name one of \['seed-0', 'seed-1'\]"
+    for use in (evaluate_run, pt.load):
+        with pytest.raises(FileNotFoundError, match=told):
+            use(str(tmp_path))

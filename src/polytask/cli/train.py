@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from polytask.cli.session import refuse
 from polytask.cli.words import configured
+from polytask.errors import plural
 
 if TYPE_CHECKING:
     from polytask.studies.store import RunRecord
@@ -33,7 +34,8 @@ def train_command(words: list[str]) -> int:
     if record.state == "failed":
         return refuse(record.error)
     _print_figures(record)
-    print(f"{record.epochs} epochs in {record.seconds:.1f} s; weights of epoch {record.selected_epoch} in {folder}")
+    trained = f"{plural(record.epochs, 'epoch')} in {record.seconds:.1f} s"
+    print(f"{trained}; weights of epoch {record.selected_epoch} in {folder}")
     return 0
 
 

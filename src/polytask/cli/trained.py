@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from polytask.cli.words import parsed
+
+
+def _note_which(folder: str) -> None:
+    """Says which run is meant where one was trained in the folder of a comparison."""
+    from polytask.studies.run_folder import compared_beside
+
+    if runs := compared_beside(Path(folder)):
+        print(f"note: {folder} is the run that `train` made; compared runs are in e.g. {runs[0]}", file=sys.stderr)
 
 
 def evaluate_command(words: list[str]) -> int:
@@ -10,6 +21,7 @@ def evaluate_command(words: list[str]) -> int:
     from polytask.studies.trained_runs import evaluate_run
 
     given = parsed("evaluate", evaluate_command.__doc__, words, evaluate_run)
+    _note_which(given.folder)
     for name, value in evaluate_run(given.folder, given.split, given.file).items():
         print(f"{name:<24} {value:.6g}")
     return 0
@@ -20,6 +32,7 @@ def predict_command(words: list[str]) -> int:
     from polytask.studies.tables import predict_file
 
     given = parsed("predict", predict_command.__doc__, words, predict_file)
+    _note_which(given.folder)
     text = predict_file(given.folder, given.inputs, given.out, given.source)
     print(f"predictions in {given.out}" if given.out else text, end="\n" if given.out else "")
     return 0

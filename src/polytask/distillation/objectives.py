@@ -80,6 +80,10 @@ class _Distillation(Objective):
         return super()._apply(fn, recurse)
 
 
+_ONE_TENSOR = "HardSharing and Monitored"
+"""Whose shared features are what the trunk gives, commonly (B, D)."""
+
+
 @final
 class FeatureDistillation(_Distillation):
     """One task's term of KDMTL: the shared features, seen through an adaptor, should point where the teacher's do.
@@ -150,16 +154,21 @@ class FeatureDistillation(_Distillation):
     def forward(self, context: Context) -> Tensor:
         if not isinstance(context.features, Tensor):
             found = type(context.features).__name__
-            raise TypeError(f"the student's shared features must be one tensor, found {found} (task `{self.task}`)")
+            raise TypeError(
+                f"the student's shared features must be one tensor, as those of {_ONE_TENSOR} are, found {found} (task "
+                f"`{self.task}`): distil the outputs of another architecture (LogitDistillation)"
+            )
         wanted = answer(context.batch, self.name, self._answer)
         if wanted is None:
             return _nothing(context)
         with reading("an adaptor", self.task, context.features):
             adapted = self.adaptor(context.features)
         if adapted.shape != wanted.shape:
+            shared = tuple(context.features.shape)
+            hint = f": it reads {shared}; shared features (B, D) are those of {_ONE_TENSOR}" * (len(shared) > 2)
             raise ValueError(
                 f"an adaptor must give what the teacher's features are, {tuple(wanted.shape)}, found "
-                f"{tuple(adapted.shape)} for task `{self.task}`"
+                f"{tuple(adapted.shape)} for task `{self.task}`{hint}"
             )
         return (_direction(adapted) - _direction(wanted)).square().sum(1).mean()
 

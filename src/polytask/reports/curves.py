@@ -210,7 +210,7 @@ def learning_charts(summary: Summary, curves: Sequence[Curves]) -> Iterator[Char
         layout = chart_layout(xaxis=epoch_axis(last), yaxis=yaxis)
         layout["meta"] = {"stripes": stripes}
         shown = ", ".join(curve.method.name for curve in curves)
-        about = f"Lines of {title} over training, one colour a method: {shown}."
+        about = f"Lines of {title} over training, one colour a {summary.noun}: {shown}."
         yield Chart(f"curve-{number}", "Learning curves", title, about, data, layout)
 
 
@@ -267,7 +267,7 @@ def _stripes(curves: Sequence[Curves]) -> list[dict[str, Any]]:
     ]
 
 
-def phase_charts(curves: Sequence[Curves]) -> Iterator[Chart]:
+def phase_charts(curves: Sequence[Curves], noun: str = "method") -> Iterator[Chart]:
     longest = [(curve, max(curve.tables.values(), key=len)) for curve in curves]
     shown = [(c, names) for c, t in longest if len(set(names := _phase_names(t))) > 1]
     if not shown or _stripes(curves):
@@ -291,5 +291,5 @@ def phase_charts(curves: Sequence[Curves]) -> Iterator[Chart]:
         barmode="overlay", bargap=0, showlegend=True,
         legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
     )  # fmt: skip
-    about = f"Bars of the epochs spent in the phases {', '.join(phases)}, one row a method (its longest run)."
+    about = f"Bars of the epochs spent in the phases {', '.join(phases)}, one row a {noun} (its longest run)."
     yield Chart("phases", "Learning curves", "phases", about, data, layout, 110 + 30 * len(rows), wide=True)

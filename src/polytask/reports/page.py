@@ -47,13 +47,13 @@ _INTRODUCTIONS = {
     "are runs. Figures are taken at each epoch's end.",
     "Decision regions": "Colour is the prediction over the plane, dots are test points in the colour of their "
     "target (for two classes: purple 1, green 0, the paler the less certain), so a dot that stands out is a "
-    "mistake. Of each method, the first seed that has them.",
+    "mistake. Of each {noun}, the first seed that has them.",
     SECTION: INTRODUCTION,
 }
 
 _OF_ONE_SEED = {
-    "Results": "One mark a method, of its one run.",
-    "Trade-off": "One mark a method, of its one run.",
+    "Results": "One mark a {noun}, of its one run.",
+    "Trade-off": "One mark a {noun}, of its one run.",
     "Learning curves": "Figures are taken at each epoch's end.",
 }
 
@@ -68,6 +68,7 @@ def write(
     title: str | None = None,
     extra: str = "",
     more: Sequence[Chart] = (),
+    stages: bool = False,
 ) -> Path:
     """Writes ``report.html``, ``table.csv`` and ``table.md``, each complete or not at all.
 
@@ -80,6 +81,7 @@ def write(
         title: the page's heading.
         extra: sections of HTML for the page alone, put first.
         more: the charts that have their places (`figure`) in `extra`.
+        stages: whether the methods are stages of one another, see `polytask.reports.summary.Summary`.
 
     Returns:
         The path of ``report.html``.
@@ -87,11 +89,11 @@ def write(
     Raises:
         ValueError: the records cannot be compared.
     """
-    summary = summarize(records, baseline, reference, sweep)
+    summary = summarize(records, baseline, reference, sweep, stages=stages)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     write_file(target / "table.csv", csv_text(summary))
-    write_file(target / "table.md", markdown(records, baseline, reference, sweep))
+    write_file(target / "table.md", markdown(records, baseline, reference, sweep, stages=stages))
     write_file(target / "report.html", html(summary, title, extra, more))
     return target / "report.html"
 
@@ -113,8 +115,8 @@ def html(summary: Summary, title: str | None = None, extra: str = "", more: Sequ
         extra,
         _tables(summary),
         _failures(summary),
-        legend(names(summary), drawn),
-        *_sections(drawn, several=max((len(method.done) for method in summary.methods), default=0) > 1),
+        legend(names(summary), drawn, f"{summary.noun.capitalize()}s"),
+        *_sections(drawn, summary),
         _notes(summary),
         _settings(summary),
         "</main>",
@@ -175,7 +177,7 @@ def _title(summary: Summary) -> str:
     on = " and ".join(tasks) if 0 < len(tasks) <= 2 else plural(len(tasks), "task")
     if len(summary.methods) == 1:
         return f"{summary.methods[0].name} on {on}"
-    return f"{len(summary.methods)} methods on {on}"
+    return f"{len(summary.methods)} {summary.noun}s on {on}"
 
 
 def _compared(summary: Summary) -> str:
@@ -187,7 +189,7 @@ def _compared(summary: Summary) -> str:
     if data:
         facts.append(("Data", "; ".join(data)))
     if len(summary.methods) > 1:
-        facts.append(("Methods", f"{len(summary.methods)}{_roles(summary)}"))
+        facts.append((f"{summary.noun.capitalize()}s", f"{len(summary.methods)}{_roles(summary)}"))
     facts.append(("Seeds", ", ".join(map(str, summary.seeds))))
     state = f"{len(done)} of {len(runs)} finished"
     facts.append(("Runs", state))
@@ -275,7 +277,7 @@ def _table(caption: str, key: str, rows: Sequence[str], columns: Sequence[Column
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}, scrolls sideways">'
         f'<table id="{key}"><caption class="hidden">{caption}</caption>'
-        f'<thead><tr><th scope="col">method</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<thead><tr><th scope="col">{summary.noun}</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 
@@ -316,7 +318,7 @@ def _failures(summary: Summary) -> str:
     )
 
 
-def legend(methods: Sequence[str], drawn: Sequence[Chart]) -> str:
+def legend(methods: Sequence[str], drawn: Sequence[Chart], what: str = "Methods") -> str:
     """One legend for all charts, whose entries switch a method off and on in every one of them."""
     if not drawn:
         return ""
@@ -327,11 +329,11 @@ def legend(methods: Sequence[str], drawn: Sequence[Chart]) -> str:
         f'<button type="button" aria-pressed="true" data-method="{i}">{chip(i)}<span>{escape(name)}</span></button>'
         for i, name in enumerate(methods)
     )
-    label = '<span class="label">Methods in the charts</span>'
-    return f'{empty}<div class="legend" role="group" aria-label="Methods in the charts">{label}{buttons}</div>'
+    label = f'<span class="label">{what} in the charts</span>'
+    return f'{empty}<div class="legend" role="group" aria-label="{what} in the charts">{label}{buttons}</div>'
 
 
-def _sections(drawn: Sequence[Chart], *, several: bool) -> Iterable[str]:
+def _sections(drawn: Sequence[Chart], summary: Summary) -> Iterable[str]:
     for section in dict.fromkeys(chart.section for chart in drawn):
         key = "h-" + section.lower().replace(" ", "-")
         shown = [chart for chart in drawn if chart.section == section]
@@ -339,15 +341,17 @@ def _sections(drawn: Sequence[Chart], *, several: bool) -> Iterable[str]:
         stripes = "<p class='hint stripes' hidden></p>" if section == "Learning curves" else ""
         yield (
             f'<section aria-labelledby="{key}"><h2 id="{key}">{section}</h2>'
-            f'<p class="hint">{_introduction(section, several)}</p>{stripes}{switch}'
+            f'<p class="hint">{_introduction(section, summary)}</p>{stripes}{switch}'
             f'<div class="charts{" small" if section == "Decision regions" else ""}">'
             f"{''.join(map(figure, shown))}</div></section>"
         )
 
 
-def _introduction(section: str, several: bool) -> str:
-    """What a section shows; `several` tells whether a method has runs of more than one seed."""
-    return _INTRODUCTIONS[section] if several else _OF_ONE_SEED.get(section, _INTRODUCTIONS[section])
+def _introduction(section: str, summary: Summary) -> str:
+    """What a section shows, in other words where no method has runs of more than one seed."""
+    several = any(len(method.done) > 1 for method in summary.methods)
+    told = _INTRODUCTIONS[section] if several else _OF_ONE_SEED.get(section, _INTRODUCTIONS[section])
+    return told.replace("{noun}", summary.noun)
 
 
 _SWITCH = (
@@ -408,7 +412,7 @@ def _trained(run: RunRecord) -> list[str]:
 
 def _every_run(summary: Summary) -> str:
     metrics = [figure.key for figure in summary.metrics]
-    heads = ["method", "seed", "state", *metrics, "epochs", "epoch kept", "seconds", "ended"]
+    heads = [summary.noun, "seed", "state", *metrics, "epochs", "epoch kept", "seconds", "ended"]
     rows: list[list[str]] = []
     for method in summary.every:
         for run in method.runs if summary.sweep is None or method.name != CHOSEN else ():

@@ -18,7 +18,12 @@ from polytask.reports.summary import Summary
 def charts(summary: Summary) -> list[Chart]:
     """Every chart that the records have data for."""
     curves = histories(summary)
-    found = [*_results(summary), *_tradeoff(summary), *learning_charts(summary, curves), *phase_charts(curves)]
+    found = [
+        *_results(summary),
+        *_tradeoff(summary),
+        *learning_charts(summary, curves),
+        *phase_charts(curves, summary.noun),
+    ]
     return [*found, *region_charts(summary)]
 
 
@@ -40,7 +45,7 @@ def _results(summary: Summary) -> Iterator[Chart]:
                    "range": [len(rows) - 0.4, -0.6]},
         )  # fmt: skip
         title = f"{figure.task}: {figure.name} ({summary.split})"
-        about = f"Dots of {title}, {figure.direction}, one row a method; the table above holds the numbers."
+        about = f"Dots of {title}, {figure.direction}, one row a {summary.noun}; the table above holds the numbers."
         yield Chart(f"result-{number}", "Results", title, about, data, layout, 110 + 26 * len(rows))
 
 

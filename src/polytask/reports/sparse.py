@@ -50,7 +50,7 @@ def write(study: Sparsified, title: str | None = None) -> Path:
         The path of ``report.html``.
     """
     extra = "\n".join([_verdict(study), *map(section, tables(study))])
-    return page.write(study.records, study.folder, title=title, extra=extra)
+    return page.write(study.records, study.folder, title=title, extra=extra, stages=True)
 
 
 def terminal_table(study: Sparsified) -> RenderableType:

@@ -47,7 +47,7 @@ def write(found: SparsifiedSeeds, title: str | None = None) -> Path:
     page.write_file(found.folder / "seeds.csv", pd.DataFrame(_flat(found)).to_csv(index=False))
     page.write_file(found.folder / "seeds.md", markdown(found))
     extra = "\n".join([_warnings(found), *map(section, tables(found))])
-    return page.write(found.records, found.folder, title=title, extra=extra)
+    return page.write(found.records, found.folder, title=title, extra=extra, stages=True)
 
 
 def terminal_table(found: SparsifiedSeeds) -> RenderableType:

@@ -15,6 +15,9 @@ from polytask.reports.sweep import CHOSEN, Sweep, choose
 from polytask.studies.methods import SAME_AS_JOINT, SAME_AS_SINGLE, plain
 from polytask.studies.store import RunRecord
 
+RANK_TOLERANCE = 1e-4
+"""Relative difference of two means, of the larger, up to which they rank alike: less is not in the printed digits."""
+
 
 @dataclass
 class Summary:
@@ -30,6 +33,8 @@ class Summary:
         deltas: the Δm columns.
         sweep: the fixed weights, None if they were not swept. The chosen ones are among `methods` once more, as
             `CHOSEN`; of the points only the plain sum is.
+        stages: whether the methods are stages of one another, each from the weights of the one before: such are not
+            ranked, have no Δm, and are not set side by side at equal budgets.
     """
 
     split: str
@@ -41,6 +46,12 @@ class Summary:
     reference: str | None
     deltas: list[Delta] = field(default_factory=list)
     sweep: Sweep | None = None
+    stages: bool = False
+
+    @property
+    def noun(self) -> str:
+        """What a row of the tables is."""
+        return "stage" if self.stages else "method"
 
     @property
     def every(self) -> list[Method]:
@@ -69,6 +80,8 @@ def summarize(
     baseline: str | None = None,
     reference: str | None = None,
     sweep: Sequence[str] = (),
+    *,
+    stages: bool = False,
 ) -> Summary:
     """Means, spreads, Δm, ranks and costs of a comparison.
 
@@ -81,6 +94,7 @@ def summarize(
         sweep: the methods that are fixed weights, the plain sum first. The others among them leave the table;
             the one that validation data choose stands in it as `CHOSEN`. It is chosen by the mean Δm of the
             tasks' metrics, equal ones by total loss; by total loss alone where Δm cannot be taken.
+        stages: whether the methods are stages of one another, see `Summary`.
 
     Raises:
         ValueError: no records, two runs of one method and seed, a task judged by different metrics, or no
@@ -98,7 +112,7 @@ def summarize(
     losses = [Figure(t["name"], "loss", False) for t in tasks]
     finished = [run for run in records if run.state == "done"]
     split = "validation" if finished and not any(run.metrics.get("test") for run in finished) else "test"
-    summary = Summary(split, tasks, metrics, losses, methods, baseline, reference)
+    summary = Summary(split, tasks, metrics, losses, methods, baseline, reference, stages=stages)
     if sweep:
         _add_sweep(summary, sweep)
     _fill_figures(summary)
@@ -223,14 +237,24 @@ def _fill_ranks(summary: Summary) -> None:
 
 
 def _ranks(methods: Sequence[Method], figure: Figure) -> dict[str, float]:
-    """{method: rank}, 1 the best; equal means share the mean of their ranks; no finite mean ranks last."""
+    """{method: rank}, 1 the best; equal means share the mean of their ranks; no finite mean ranks last.
+
+    From the best on, means within `RANK_TOLERANCE` of the first of a group are equal to it.
+    """
 
     def score(method: Method) -> float:
         mean = method.figures[figure.key].mean
-        if mean is None:
-            return math.inf
-        return float(f"{-mean if figure.higher_is_better else mean:.12g}")  # rounding errors are no difference
+        return math.inf if mean is None else -mean if figure.higher_is_better else mean
 
     scores = {method.name: score(method) for method in methods}
-    ordered = sorted(scores.values())
-    return {n: ordered.index(s) + 1 + (ordered.count(s) - 1) / 2 for n, s in scores.items()}
+    groups: list[list[str]] = []
+    for name in sorted(scores, key=lambda name: scores[name]):
+        if groups and math.isclose(scores[groups[-1][0]], scores[name], rel_tol=RANK_TOLERANCE):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    ranks: dict[str, float] = {}
+    for group in groups:
+        shared = len(ranks) + (len(group) + 1) / 2
+        ranks |= dict.fromkeys(group, shared)
+    return ranks

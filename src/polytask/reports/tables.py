@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from polytask.reports.budget import equal_budgets
 from polytask.reports.estimate import SEEDS_FOR_A_VERDICT, Estimate, Figure
 from polytask.reports.method import Method
-from polytask.reports.summary import Summary, summarize
+from polytask.reports.summary import RANK_TOLERANCE, Summary, summarize
 from polytask.reports.sweep import CHOSEN
 from polytask.studies.store import RunRecord
 
@@ -77,6 +77,8 @@ def markdown(
     baseline: str | None = None,
     reference: str | None = None,
     sweep: Sequence[str] = (),
+    *,
+    stages: bool = False,
 ) -> str:
     """The comparison as Markdown: a table of figures, a table of costs, and notes.
 
@@ -85,17 +87,18 @@ def markdown(
         baseline: the single-task method of Δm.
         reference: the method that verdicts compare with.
         sweep: the methods that are fixed weights.
+        stages: whether the methods are stages of one another.
 
     Raises:
         ValueError: the records cannot be compared.
     """
-    summary = summarize(records, baseline, reference, sweep)
+    summary = summarize(records, baseline, reference, sweep, stages=stages)
     by_phase, at_budget, points = phase_table(summary), budget_table(summary), sweep_table(summary)
     parts = [
-        _markdown_table("method", names(summary), figure_columns(summary)),
+        _markdown_table(summary.noun, names(summary), figure_columns(summary)),
         *([_markdown_table("fixed weights", *points)] if points[0] else []),
-        _markdown_table("method", names(summary), cost_columns(summary)),
-        *([_markdown_table("method", *by_phase)] if by_phase[0] else []),
+        _markdown_table(summary.noun, names(summary), cost_columns(summary)),
+        *([_markdown_table(summary.noun, *by_phase)] if by_phase[0] else []),
         *([_markdown_table("method, on validation data", *at_budget)] if at_budget[0] else []),
         "\n".join(f"- {_markdown_text(note)}" for note in notes(summary)),
     ]
@@ -119,10 +122,11 @@ def names(summary: Summary) -> list[str]:
 def figure_columns(summary: Summary) -> list[Column]:
     """The main table: every task's metric, Δm, mean rank and the headline costs."""
     columns = [_column(f"{f.task} {f.name}", f.direction, summary.methods, f) for f in summary.metrics]
-    for delta in summary.deltas if len(summary.methods) > 1 else ():
+    compared = len(summary.methods) > 1 and not summary.stages
+    for delta in summary.deltas if compared else ():
         estimates = [method.deltas[delta.key] for method in summary.methods]
         columns.append(Column(delta.label, "%, lower is better", _cells(estimates)))
-    if len(summary.methods) > 1:
+    if compared:
         cells = [Cell(NOTHING if m.rank is None else f"{m.rank:.2f}") for m in summary.methods]
         columns.append(Column("mean rank", "lower is better", cells))
     columns.append(Column("runs", "finished", [_runs(method) for method in summary.methods]))
@@ -178,7 +182,7 @@ def phase_table(summary: Summary) -> tuple[list[str], list[Column]]:
 
 def budget_table(summary: Summary) -> tuple[list[str], list[Column]]:
     """The rows' names and the columns of the fourth table: validation figures at one budget for all methods."""
-    budgets = equal_budgets(summary)
+    budgets = [] if summary.stages else equal_budgets(summary)
     if not budgets:
         return [], []
     rows = list(budgets[0].figures)
@@ -198,16 +202,17 @@ def notes(summary: Summary) -> list[str]:
         lines.append("Validation data alone selects which epoch's weights are kept; test data only reports.")
     else:
         lines.append("There are no test figures: these are of the data that selected the epochs, so they flatter.")
-    if len(summary.methods) > 1:
+    if len(summary.methods) > 1 and not summary.stages:
         lines += [*_verdict_notes(summary), *_delta_notes(summary), *_sweep_notes(summary), _RANK_NOTE]
-    if equal_budgets(summary):
+    if budget_table(summary)[0]:
         lines.append(_BUDGET_NOTE)
-    return [*lines, _SECONDS_NOTE, _MEMORY_NOTE, _MACS_NOTE]
+    return [*lines, _SECONDS_NOTE, _MEMORY_NOTE.format(noun=summary.noun), _MACS_NOTE]
 
 
 _RANK_NOTE = (
-    "Mean rank: methods are ranked on each task by the mean of its metric (1 is best, equal means share the mean "
-    "of their ranks, a mean that is not finite is last), then averaged over tasks. Ranks ignore the spread."
+    "Mean rank: methods are ranked on each task by the mean of its metric (1 is best, means within a relative "
+    f"{RANK_TOLERANCE:g} of the best of them are equal and share the mean of their ranks, a mean that is not finite is "
+    "last), then averaged over tasks. Ranks ignore the spread."
 )
 _BUDGET_NOTE = (
     "At equal budgets: every history is cut at the shortest run's number of epochs, or of training seconds, and the "
@@ -217,7 +222,7 @@ _BUDGET_NOTE = (
 _SECONDS_NOTE = "Seconds are of training alone, without validation."
 _MEMORY_NOTE = (
     "Step memory is the largest number of bytes of tensors made during one training step that were alive at once, "
-    "on any device; it does not hold the parameters themselves, nor scratch space inside kernels. A method's is "
+    "on any device; it does not hold the parameters themselves, nor scratch space inside kernels. A {noun}'s is "
     "the largest over its phases."
 )
 _MACS_NOTE = (
@@ -235,11 +240,11 @@ def unfinished(run: RunRecord) -> str:
 
 def _spread_note(summary: Summary) -> str:
     if len(summary.seeds) == 1:
-        several = "each method has one run" if len(summary.methods) > 1 else "there is one run"
+        several = f"each {summary.noun} has one run" if len(summary.methods) > 1 else "there is one run"
         return f"{several}, of seed {summary.seeds[0]}, so how much they vary is not known."
     return (
-        f"mean ± sample standard deviation over a method's finished seeds (at most {len(summary.seeds)} here); a "
-        "single seed has no spread."
+        f"mean ± sample standard deviation over a {summary.noun}'s finished seeds (at most {len(summary.seeds)} here); "
+        "a single seed has no spread."
     )
 
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from polytask.errors import plural as plural
 from polytask.studies.store import RunRecord
 
 MOST_ITEMS = 8
 """Entries of one list or mapping that are told; the settings at the page's end hold all."""
-
-
-def plural(count: int, noun: str) -> str:
-    """A count and its noun."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def duration(seconds: float) -> str:

@@ -88,6 +88,13 @@ class Schedule(ABC):
         """Whether any update of this epoch moves the shared block; if none does, its features may be cached."""
         return True
 
+    def compares(self) -> list[tuple[str, str]]:
+        """The pairs of tasks, in the trainer's order, whose gradients' cosines it needs; after `setup`.
+
+        A fit of which it is known that no step will hold targets of both is refused before it trains.
+        """
+        return []
+
     def observe(self, row: Mapping[str, Any]) -> None:
         """Sees each epoch's row of the history; for schedules that adapt."""
 

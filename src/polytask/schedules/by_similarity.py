@@ -62,7 +62,8 @@ class BySimilarity(Drawing):
 
     Raises:
         ValueError: a number out of range, an unknown way to measure; at the start of a fit a name that is no
-            task's or a task without a similarity; at the end of an epoch no column with the measured one, where it is
+            task's, a task without a similarity, or one that is known never to be in a step with the primary task,
+            where `GradientCosines` is to measure; at the end of an epoch no column with the measured one, where it is
             of predictions or the shared block moved.
 
     >>> schedule = BySimilarity("digit", {"parity": 0.5, "colour": -0.25})
@@ -121,16 +122,27 @@ class BySimilarity(Drawing):
         draw = self.each if self.temperature is None else self.one
         return draw(self.probabilities(tasks), step)
 
+    def compares(self) -> list[tuple[str, str]]:
+        own = self._pairs() if self.similarity == "gradients" else []
+        return list(dict.fromkeys([*own, *super().compares()]))
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """The primary task with each other one, both in the order of the tasks."""
+        place = self.tasks.index(self.primary)
+        return [
+            (name, self.primary) if other < place else (self.primary, name)
+            for other, name in enumerate(self.tasks)
+            if other != place
+        ]
+
     def observe(self, row: Mapping[str, Any]) -> None:
         super().observe(row)
         if not isinstance(self.similarity, str):
             return
         kind, hint = _MEASURED[self.similarity]
-        order = self.tasks.index
-        for name in self.tasks:
-            if name == self.primary:
-                continue
-            column = "/".join([kind, *sorted((name, self.primary), key=order)])
+        for one, other in self._pairs():
+            name = other if one == self.primary else one
+            column = f"{kind}/{one}/{other}"
             if column not in row:
                 if self.similarity == "gradients" and not self.moves_shared(row["epoch"] - 1):
                     continue

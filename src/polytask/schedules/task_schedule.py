@@ -122,6 +122,9 @@ class TaskSchedule(Schedule):
         specific = kept if update.specific is None else update.specific & kept
         return Update(update.shared, specific, kept.union(terms))
 
+    def compares(self) -> list[tuple[str, str]]:
+        return self.inner.compares()
+
     def observe(self, row: Mapping[str, Any]) -> None:
         self.inner.observe(row)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polytask.errors import at_least
+from polytask.errors import at_least, plural
 from polytask.studies import spec
 from polytask.studies.run import run
 from polytask.studies.store import RunRecord, lock_holder, read_record
@@ -316,4 +316,4 @@ def describe(record: RunRecord) -> str:
         for task in record.tasks
         if (key := f"{task['name']}/{task['metric']}") in record.metrics.get("test", {})
     ]
-    return f"{what}, {record.epochs} epochs, {record.seconds:.1f} s, test {', '.join(figures)}"
+    return f"{what}, {plural(record.epochs, 'epoch')}, {record.seconds:.1f} s, test {', '.join(figures)}"

@@ -10,7 +10,7 @@ from polytask.data.base import DataSet
 from polytask.models.base import Model
 from polytask.sparsity.compact import rebuild
 from polytask.studies import spec
-from polytask.studies.run_folder import FITTED, LAYOUT, stored
+from polytask.studies.run_folder import FITTED, LAYOUT, check_one, stored
 from polytask.studies.store import read_history
 from polytask.task import Task
 from polytask.training.trainer import Trainer
@@ -70,6 +70,7 @@ def opened(folder: Path) -> spec.Built:
 
 def _check_weights(folder: Path) -> None:
     if not (folder / "weights.safetensors").is_file():
+        check_one(folder)
         hint = ": the run has not finished, the command that began it goes on" * (folder / "run.json").is_file()
         raise FileNotFoundError(f"a folder to load must hold weights.safetensors, found none in {folder}{hint}")
 

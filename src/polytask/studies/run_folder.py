@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polytask.data.base import DataSet
+from polytask.errors import plural
 from polytask.studies import spec
 from polytask.studies.store import LOCK, read_record, write_text
 
@@ -39,10 +40,7 @@ def stored(folder: Path) -> spec.Config:
     path = folder / "config.yaml"
     if not folder.is_dir():
         raise FileNotFoundError(f"a run folder must exist, found none at {folder}")
-    alone = not (folder / "run.json").is_file()  # a configuration may have been trained and compared in one folder
-    if alone and any((folder / name).is_file() for name in STUDIES):
-        runs = sorted(str(found.parent.relative_to(folder)) for found in folder.rglob("run.json"))
-        raise FileNotFoundError(f"{folder} must be the folder of one run, found a study's: name one of {runs[:3]}")
+    check_one(folder)
     if not path.is_file():
         raise FileNotFoundError(
             f"a run folder must hold config.yaml, found none in {folder} (polytask.load can be given a model and "
@@ -51,6 +49,34 @@ def stored(folder: Path) -> spec.Config:
     config = spec.resolve(spec.read_config(path))
     config["trainer"] |= {"devices": None, "nodes": 1}  # a trained network needs no more than there are
     return config
+
+
+def check_one(folder: Path) -> None:
+    """Refuses a folder that is no run's where runs lie below it, and names these.
+
+    Raises:
+        FileNotFoundError: it is a study's, or one that holds the runs of several seeds.
+    """
+    if any((folder / name).is_file() for name in ("run.json", "weights.safetensors")):
+        return  # a configuration may have been trained and compared in one folder
+    study = any((folder / name).is_file() for name in STUDIES)
+    runs = runs_below(folder)
+    if runs or study:
+        found = "a study's" if study else f"one with {plural(len(runs), 'run')} below it"
+        named = [str(run.relative_to(folder)) for run in runs[:3]]
+        raise FileNotFoundError(f"{folder} must be the folder of one run, found {found}: name one of {named}")
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The folders of runs in one, up to three levels down, as the studies lay them out."""
+    found = (path.parent for depth in (1, 2, 3) for path in folder.glob("*/" * depth + "run.json"))
+    return sorted(found)
+
+
+def compared_beside(folder: Path) -> list[Path]:
+    """The runs of the study whose folder is that of a run as well; none where it is one or the other."""
+    both = (folder / "run.json").is_file() and any((folder / name).is_file() for name in STUDIES)
+    return runs_below(folder) if both else []
 
 
 def finished(folder: Path) -> bool:

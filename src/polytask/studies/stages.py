@@ -17,6 +17,7 @@ from polytask.batch import map_inputs, tensors_of
 from polytask.callback import Callback
 from polytask.data.arrays import as_tensors
 from polytask.data.base import Splits, only_split
+from polytask.errors import plural
 from polytask.export import SUFFIX
 from polytask.models.base import Model
 from polytask.sparsity.compact import TOLERANCE, Compacted, compact
@@ -103,9 +104,9 @@ class Stages:
     def _takes(self, stage: str, epochs: int) -> str:
         """The epochs of a stage, and the time they are likely to take once the search has told that of its own."""
         if stage == "search" or not self.done("search"):
-            return f"{epochs} epochs"
+            return plural(epochs, "epoch")
         record = read_record(self.folder / "search")
-        return f"{epochs} epochs, about {in_hours(epochs * record.seconds / max(record.epochs, 1))}"
+        return f"{plural(epochs, 'epoch')}, about {in_hours(epochs * record.seconds / max(record.epochs, 1))}"
 
     # Search
 

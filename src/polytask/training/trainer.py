@@ -400,7 +400,10 @@ def _check_types(
             if not isinstance(value, kind):
                 raise TypeError(f"`{name}` must hold polytask {name}, found {value!r}")
     if mixture is not None and not callable(mixture):
-        raise TypeError(f"`mixture` must be a function from sources to one source, found {type(mixture).__name__}")
+        raise TypeError(
+            "`mixture` must be a function from sources to one source, such as pt.data.RoundRobin, found "
+            f"{type(mixture).__name__}"
+        )
 
 
 def _check_values(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, final
 
 from torch import Tensor
 
-from polytask.training.callbacks.pairwise import Pairwise
+from polytask.training.callbacks.pairwise import MEET, Pairwise, never_meet
 from polytask.training.probe import Probe
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class GradientCosines(Pairwise):
             steps draw from on its own.
 
     Raises:
-        ValueError: `every` is below 1, or (at the start of a fit) fewer than two tasks, or no shared parameter that is
-            trained.
+        ValueError: `every` is below 1, or (at the start of a fit) fewer than two tasks, no shared parameter that is
+            trained, or a schedule that needs the cosine of two tasks that are known never to be in one step.
 
     >>> GradientCosines(every=5).every
     5
@@ -45,6 +45,19 @@ class GradientCosines(Pairwise):
 
     def __init__(self, every: int = 10) -> None:
         super().__init__(every)
+
+    def on_fit_start(self, run: Run) -> None:
+        super().on_fit_start(run)
+        trainer, schedule = run.trainer, run.trainer.schedule
+        needed = schedule.compares()
+        if not needed or not any(schedule.moves_shared(epoch) for epoch in range(run.epochs)):
+            return
+        for one, other in never_meet(run.train, list(trainer.tasks), trainer.accumulate, run.epochs):
+            if (one, other) in needed:
+                raise ValueError(
+                    f"`{type(schedule).__name__}` needs steps with targets of both `{one}` and `{other}`, and no step "
+                    f"would hold them: {MEET}"
+                )
 
     def measure(self, run: Run, probe: Probe) -> Tensor:
         rows, _ = probe.gradients()
