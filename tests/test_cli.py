@@ -184,7 +184,7 @@ def test_sparsify_makes_a_smaller_network_and_says_so(tmp_path, capsys):
     assert main(["sparsify", path, "--out", out, "--sparsify.sparsity", "0.5", "--sparsify.method=magnitude"]) == 0
     shown, log = capsys.readouterr()
     assert "parameters" in shown and "report.html" in shown and "circle accuracy, test" in shown
-    assert "stage 1 of 3: search (1 epochs); then retrain (1 epochs), compact" in log
+    assert "stage 1 of 3: search (1 epoch); then retrain (1 epoch), compact" in log
     assert main(["report", out]) == 0 and main(["evaluate", f"{out}/compact"]) == 0
     assert "circle/accuracy" in capsys.readouterr().out
     assert main(["export", f"{out}/compact", "--format", "torch"]) == 0
