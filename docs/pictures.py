@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 import polytask as pt
 from polytask import reports
-from polytask.reports.colours import SIGNED, affinity_limit, style
+from polytask.reports.colours import LEAST_AFFINITY, SIGNED, style
 from polytask.studies.compare import read_comparison
 from polytask.studies.grouping import suggest
 from polytask.studies.pairs import read_pairs
@@ -135,7 +135,7 @@ def negative_transfer(path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.2, 3.4), constrained_layout=True, width_ratios=(1, 1.25))
     names = list(affinity)
     values = [[100 * affinity[i].get(j, float("nan")) for j in names] for i in names]
-    most = 100 * affinity_limit(max(abs(value) for row in affinity.values() for value in row.values()))
+    most = 100 * max(LEAST_AFFINITY, *(abs(value) for row in affinity.values() for value in row.values()))
     colours = LinearSegmentedColormap.from_list("signed", SIGNED)
     left.imshow(values, cmap=colours, vmin=-most, vmax=most)
     for i, row in enumerate(values):

@@ -584,7 +584,7 @@ def test_a_rehearsal_changes_no_random_stream_and_no_order_of_the_data():
     def served(rehearsed: bool) -> tuple[Any, torch.Tensor]:
         x, y = data()
         rows = [{"x": x[i], "a": y["a"][i], "b": y["b"][i]} for i in range(24)]
-        batches = DataLoader(rows, 6, shuffle=True, generator=torch.Generator().manual_seed(5))  # pyright: ignore[reportArgumentType]
+        batches = DataLoader(rows, 6, shuffle=True, generator=torch.Generator().manual_seed(5))  # a list of rows  # pyright: ignore[reportArgumentType]
         torch.manual_seed(9)
         fit = trainer(network(), objectives=[Drawn()])
         if rehearsed:

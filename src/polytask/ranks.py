@@ -12,7 +12,7 @@ from torch import Tensor, distributed
 if distributed.is_available():
     # Its functions' defaults keep the process group that is there when it is imported, and the first optimizer imports
     # it: that group would outlive `destroy_process_group`, and now and then abort the process on its way out.
-    import torch.distributed.nn.functional  # pyright: ignore[reportUnusedImport]
+    import torch.distributed.nn.functional  # pyright: ignore[reportUnusedImport] (for its side effect)
 
 T = TypeVar("T")
 

@@ -385,7 +385,7 @@ def _error(function: Callable[[], Any]) -> str:
 class Own(pt.data.Source):
     """A source that knows nothing of ranks."""
 
-    bind = steps_per_epoch = examples = steps = in_order = None  # type: ignore[assignment]
+    bind = steps_per_epoch = examples = steps = in_order = None  # type: ignore[assignment]  # never used
 
 
 @case("refusals", same=False)
@@ -475,7 +475,7 @@ def _once(folder: Path) -> Result:
     for error in (ValueError("plain"), Unsendable("held"), Unpackable("odd", 1)):
         try:
             ranks.once(lambda error=error: fail(error))
-        except Exception as found:
+        except Exception as found:  # of any kind: a class that cannot be sent arrives as another
             own.append(f"{type(found).__name__}: {found}")
     return {"own": own, "sum": ranks.sum(torch.ones(1))}
 

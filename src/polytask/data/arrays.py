@@ -70,7 +70,7 @@ class Arrays(Source):
         self.inputs = as_tensors(inputs)
         self.targets = {task: torch.as_tensor(values) for task, values in targets.items()}
         self.weights = {task: torch.as_tensor(w) for task, w in (weights or {}).items()}
-        self.batch_size: int = batch_size  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.batch_size: int = batch_size  # pyright: ignore[reportIncompatibleVariableOverride] (never None here)
         self.shuffle = shuffle
         self.seed = seed
         self.drop_last = drop_last

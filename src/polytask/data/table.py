@@ -161,7 +161,7 @@ class Table(DataSet):
         )
 
     @property
-    def preprocessing(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def preprocessing(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride] (likewise)
         return {"inputs": self._known().encoding.labels(), "columns": self._known().encoding.to_json()}
 
     @property

@@ -21,12 +21,3 @@ def style(number: int) -> tuple[str, str, str]:
     """Colour, dash and marker of method `number`: the same in every chart."""
     turn = number // len(COLOURS)
     return COLOURS[number % len(COLOURS)], DASHES[turn % len(DASHES)], SYMBOLS[turn % len(SYMBOLS)]
-
-
-def affinity_limit(most: float) -> float:
-    """The affinity at the end of the scale `SIGNED`, where the largest is `most`, both without a sign.
-
-    >>> affinity_limit(0.02), affinity_limit(4e-6)
-    (0.02, 0.001)
-    """
-    return max(most, LEAST_AFFINITY)

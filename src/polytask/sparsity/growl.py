@@ -118,7 +118,7 @@ class GrOWL(Objective):
             theta = thetas[layer.name] = thetas[layer.name].to(norms)
             terms.append(owl.norm(norms, theta))
         value = torch.stack(terms).sum()
-        return _ValueOnly.apply(value) if self.proximal else value  # pyright: ignore[reportReturnType]
+        return _ValueOnly.apply(value) if self.proximal else value  # pyright: ignore[reportReturnType] (apply is untyped)
 
     def describe(self) -> dict[str, Any]:
         names = ("pattern", "beta1", "beta2", "tau", "granularity")

@@ -106,7 +106,7 @@ def _relative(layer: Layer, dead: Tensor) -> Tensor:
 def example_inputs(run: Run) -> Any:
     """One example of the training data; the source is left as it was."""
     state = run.train.state_dict()
-    with closing(run.train.in_order(1)) as batches:  # pyright: ignore[reportArgumentType]
+    with closing(run.train.in_order(1)) as batches:  # pyright: ignore[reportArgumentType] (a generator)
         inputs = next(iter(batches)).inputs
     run.train.load_state_dict(state)
     return map_inputs(lambda tensor: tensor[:1], inputs)

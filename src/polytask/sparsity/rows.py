@@ -74,7 +74,7 @@ class Layer:
     @torch.no_grad()
     def scale_(self, factors: Tensor) -> None:
         """Multiplies each group in place by its factor (groups,)."""
-        blocks = self._blocks(self.module.weight.data)  # pyright: ignore[reportArgumentType]
+        blocks = self._blocks(self.module.weight.data)  # pyright: ignore[reportArgumentType] (a Tensor)
         blocks.mul_(factors.to(blocks).view(blocks.shape[0], 1, -1, 1))
 
     def alive(self) -> Tensor:

@@ -198,30 +198,51 @@ def _text(
     path: Path, source: Path, uses: Sequence[Use], settings: Mapping[str, Any], names: Mapping[str, Task],
     width: int, rows: int, train: int, notes: Sequence[str],
 ) -> str:  # fmt: skip
-    inputs = [use for use in uses if use.role == "input"]
-    found = {use.column.name: use for use in uses}
-    targets = [found[name] for name in names]  # in the user's order
-    left_out = [f"#   {_comment(use.column.name)}: {_comment(use.kind)}" for use in uses if use.role == "left out"]
     batch = next((size for below, size in BATCH_SIZES if train < below), LARGEST_BATCH)
-    run = f"runs/{path.stem}"
-    return "\n".join([
-        f"# A first configuration for {_comment(source.name)}: {rows:,} rows, {len(inputs)} input columns, "
+    lines = [
+        *_introduction(path, source, uses, names, rows, notes), *_data(path, source, uses, settings, names),
+        *_model(names, width), *_trainer(batch), "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _introduction(
+    path: Path, source: Path, uses: Sequence[Use], names: Mapping[str, Task], rows: int, notes: Sequence[str]
+) -> list[str]:
+    left_out = [f"#   {_comment(use.column.name)}: {_comment(use.kind)}" for use in uses if use.role == "left out"]
+    inputs, run = sum(use.role == "input" for use in uses), f"runs/{path.stem}"
+    return [
+        f"# A first configuration for {_comment(source.name)}: {rows:,} rows, {inputs} input columns, "
         f"{len(names)} targets. Change what you like.",
         f"#   polytask train {path.name} --epochs 3",
         f"#   polytask compare {path.name} --methods UPGrad --seeds 0,1,2",
         f"#   polytask predict {run}/UPGrad/seed-0 new.csv --out predictions.csv  # {run}: what `train` made",
         *(["# Columns left out of the inputs:", *left_out] if left_out else []),
         *(["# To look at:", *(f"#   {note}" for note in notes)] if notes else []),
+    ]
+
+
+def _data(
+    path: Path, source: Path, uses: Sequence[Use], settings: Mapping[str, Any], names: Mapping[str, Task]
+) -> list[str]:
+    found = {use.column.name: use for use in uses}
+    targets = [found[name] for name in names]  # in the user's order
+    return [
         "data:",
         "  class_path: Table",
         "  init_args:",
         f"    path: {_word(_relative(source, path.parent))} # relative to this file",
         "    inputs: # numeric or categorical",
-        *(f"      {_word(use.column.name)}: {use.kind}{_about(use)}" for use in inputs),
+        *(f"      {_word(use.column.name)}: {use.kind}{_about(use)}" for use in uses if use.role == "input"),
         "    targets: # binary, classification or regression; one task each",
         *(f"      {_word(use.column.name)}: {use.kind}{_about_task(use, names[use.column.name])}" for use in targets),
         *(f"    {key}: {_value(value)}" for key, value in settings.items()),
         *([] if "split" in settings else ["    fractions: [0.7, 0.15, 0.15] # of rows to train, validate and test"]),
+    ]
+
+
+def _model(names: Mapping[str, Task], width: int) -> list[str]:
+    return [
         "model:",
         "  class_path: HardSharing # one trunk for all tasks; `polytask methods` lists other models",
         "  init_args:",
@@ -230,6 +251,11 @@ def _text(
         f"      init_args: {{inputs: {width}, widths: {list(HIDDEN)}}} # the columns above make {width} numbers",
         "    heads:",
         *(line for task in names.values() for line in _head(task)),
+    ]
+
+
+def _trainer(batch: int) -> list[str]:
+    return [
         "trainer:",
         "  optimizer:",
         "    class_path: torch.optim.AdamW",
@@ -241,8 +267,7 @@ def _text(
         f"      init_args: {{monitor: validation/loss, patience: {PATIENCE}}}",
         f"epochs: {EPOCHS} # at most",
         "seed: 0",
-        "",
-    ])  # fmt: skip
+    ]
 
 
 def _head(task: Task) -> list[str]:

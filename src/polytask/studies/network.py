@@ -59,9 +59,9 @@ def _check_source(trainer: Trainer, inputs: Tensor, source: str) -> None:
             )
 
 
-def _in_mlp(model: Model, error: Exception) -> bool:
+def _in_mlp(model: Model, error: Misfit) -> bool:
     """Whether it is an MLP's first layer that refused."""
-    parent, _, place = getattr(error, "layer", "").rpartition(".")
+    parent, _, place = error.layer.rpartition(".")
     return place == "0" and isinstance(model.get_submodule(parent), MLP)
 
 

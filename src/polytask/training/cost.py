@@ -159,10 +159,10 @@ def _first_features(
 
 
 def _features(trainer: Trainer, batch: Batch) -> FeatureCache:
-    one = _OneBatch(batch)
+    one: Any = _OneBatch(batch)  # not a Source, but all that the cache asks of one
     with torch.no_grad():
         first = trainer.model.features(batch.inputs, batch.source)
-        return FeatureCache(one, trainer.model.features, batch.size, first)  # pyright: ignore[reportArgumentType]
+        return FeatureCache(one, trainer.model.features, batch.size, first)
 
 
 class _OneBatch:

@@ -41,7 +41,7 @@ class History(Sequence[dict[str, Any]]):
         """Equal in everything but the seconds."""
         return isinstance(other, History) and _timeless(self._rows) == _timeless(other._rows)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment]  # it changes, so it has none
 
     def column(self, name: str) -> list[Any]:
         """The values of one column, NaN where an epoch has none.

@@ -89,7 +89,7 @@ class Optimizers:
                 "polytask.callbacks.ReduceLROnPlateau, which counts through phase changes"
             )
         # schedulers count through phases in which this optimizer rests; torch warns of that, mistaking it for a slip
-        optimizer._opt_called = True  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer._opt_called = True  # pyright: ignore[reportAttributeAccessIssue] (torch's own)
         return scheduler
 
     @property

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from tests.scalarizers import built, evidence
+from tests.scalarizers import built, descend, evidence
 
 import polytask as pt
 
 EpsilonConstraint = pt.scalarization.EpsilonConstraint
+ADAM = partial(torch.optim.Adam, lr=0.03)
 CENTRE = torch.tensor([1.0, 0.0])
 
 
@@ -18,25 +20,10 @@ def quadratics(x):
     return [(x - CENTRE).square().sum(), (x + CENTRE).square().sum()]
 
 
-def descend(balancer, losses, start, steps=1500, lr=0.03):
-    """Where it ends, and the last weights."""
-    x = torch.tensor(start, requires_grad=True)
-    adam = torch.optim.Adam([x], lr=lr)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
-    for _ in range(steps):
-        values = losses(x)
-        weights = balancer.combine(evidence([value.item() for value in values], ["a", "b"]))
-        adam.zero_grad()
-        sum(w * value for w, value in zip(weights, values, strict=True)).backward()
-        adam.step()
-        decay.step()
-    return x.detach(), weights
-
-
 @pytest.mark.parametrize("bound", [0.25, 2.25])
 def test_two_quadratics_satisfy_the_kkt_conditions(bound: float):
     """min ‖x − e‖² s.t. ‖x + e‖² ≤ ε is at √ε − 1, and the bound's price is (2 − √ε) / √ε."""
-    found, weights = descend(built(EpsilonConstraint, {"b": bound}, names=["a", "b"]), quadratics, [0.3, 0.8])
+    found, weights = descend(built(EpsilonConstraint, {"b": bound}, names=["a", "b"]), quadratics, [0.3, 0.8], ADAM)
     torch.testing.assert_close(found, torch.tensor([math.sqrt(bound) - 1, 0.0]), atol=1e-3, rtol=0)
     price = (2 - math.sqrt(bound)) / math.sqrt(bound)
     assert weights[1] / weights[0] == pytest.approx(price, rel=1e-2)
@@ -44,7 +31,7 @@ def test_two_quadratics_satisfy_the_kkt_conditions(bound: float):
 
 
 def test_a_bound_that_is_no_bound_costs_nothing():
-    found, weights = descend(built(EpsilonConstraint, {"b": 9.0}, names=["a", "b"]), quadratics, [-0.3, 0.8])
+    found, weights = descend(built(EpsilonConstraint, {"b": 9.0}, names=["a", "b"]), quadratics, [-0.3, 0.8], ADAM)
     torch.testing.assert_close(found, CENTRE, atol=1e-3, rtol=0)
     assert weights.tolist() == [1, 0]
 
@@ -56,7 +43,9 @@ def test_it_reaches_a_concave_front():
         return [1 - torch.exp(-(x + side * 3**-0.5).square().sum()) for side in (-1, 1)]
 
     bound = 0.4
-    found, _ = descend(built(EpsilonConstraint, {"b": bound}, mu=10.0, names=["a", "b"]), losses, [0.5, 0.2, -0.1])
+    found, _ = descend(
+        built(EpsilonConstraint, {"b": bound}, mu=10.0, names=["a", "b"]), losses, [0.5, 0.2, -0.1], ADAM
+    )
     one, other = losses(found)
     assert other == pytest.approx(bound, abs=5e-3)
     # the front: both optima and the point lie on one line, so the distances add up to 2

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
-from tests.scalarizers import LOSSES, built, evidence, gradient
+from tests.scalarizers import LOSSES, built, descend, evidence, gradient
 
 import polytask as pt
 
 PBI = pt.scalarization.PBI
+SGD = partial(torch.optim.SGD, lr=0.05)
 PREFERENCE = [0.5, 0.2, 0.3]
 REFERENCE = [0.1, 0.0, -1.0]
 
@@ -44,27 +46,12 @@ def test_no_preference_at_all_makes_the_ray_an_axis(preference: list[float], axi
     torch.testing.assert_close(found, wanted)
 
 
-def descend(balancer, losses, start, steps=1500):
-    """Gradient descent with a rate that falls to nothing."""
-    x = torch.tensor(start, requires_grad=True)
-    sgd = torch.optim.SGD([x], lr=0.05)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, steps)
-    for _ in range(steps):
-        values = losses(x)
-        weights = balancer.combine(evidence([value.item() for value in values], ["a", "b"]))
-        sgd.zero_grad()
-        sum(w * value for w, value in zip(weights, values, strict=True)).backward()
-        sgd.step()
-        decay.step()
-    return x.detach()
-
-
 @pytest.mark.parametrize("share", [0.2, 0.7])
 def test_two_quadratics_end_where_the_ray_meets_the_front(share: float):
     """Of ‖x ∓ e‖² the front is the segment between ±e, and k_1 L_1 = k_2 L_2 at 1 − 2 √k_2 / (√k_1 + √k_2)."""
     balancer = built(PBI, [share, 1 - share], names=["a", "b"])
     centre = torch.tensor([1.0, 0.0])
-    found = descend(balancer, lambda x: [(x - centre).square().sum(), (x + centre).square().sum()], [0.3, 0.8])
+    found, _ = descend(balancer, lambda x: [(x - centre).square().sum(), (x + centre).square().sum()], [0.3, 0.8], SGD)
     one, other = math.sqrt(share), math.sqrt(1 - share)
     torch.testing.assert_close(found, torch.tensor([1 - 2 * other / (one + other), 0.0]), atol=2e-3, rtol=0)
 
@@ -76,7 +63,8 @@ def test_it_reaches_a_concave_front():
     def losses(x):
         return [1 - torch.exp(-(x + side * 3**-0.5).square().sum()) for side in (-1, 1)]
 
-    one, other = losses(descend(built(PBI, [share, 1 - share], names=["a", "b"]), losses, [0.5, 0.2, -0.1]))
+    found, _ = descend(built(PBI, [share, 1 - share], names=["a", "b"]), losses, [0.5, 0.2, -0.1], SGD)
+    one, other = losses(found)
     assert abs(share * one - (1 - share) * other) < 5e-3
     assert max(one, other) < 0.95
 

@@ -98,12 +98,12 @@ class Mixture(Source):
         return self.sources
 
     @property
-    def cacheable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def cacheable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] (the sources')
         """Whether any of the sources is."""
         return any(source.cacheable for source in self.sources.values())
 
     @property
-    def divided(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def divided(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] (the sources')
         """Whether each process brings examples of its own, to all of the sources."""
         return all(source.divided for source in self.sources.values())
 
